@@ -1,0 +1,17 @@
+//! The bytes on the WebSocket, `underpass.v1`: the subprotocol offer, record framing, control
+//! messages, close codes, WireGuard message kinds and mac1, and the claims of a relay token.
+//!
+//! This crate performs no I/O whatsoever: it names no socket and no clock, and holds no private
+//! key. It compiles to wasm. Every parser takes hostile input, is bounded, and never panics.
+
+pub mod close;
+pub mod control;
+mod key;
+pub mod record;
+pub mod subprotocol;
+pub mod token;
+pub mod wireguard;
+
+pub use close::CloseCode;
+pub use control::{Control, Limit};
+pub use key::{NotAKey, PublicKey};
