@@ -1,0 +1,1 @@
+//! Native transports that drive a tunnel: UDP and WebSocket

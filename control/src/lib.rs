@@ -1,0 +1,1 @@
+//! Organisations, networks, apps, instances, peers, tokens, SSH CAs: the store and its HTTP API

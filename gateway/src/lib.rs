@@ -1,0 +1,1 @@
+//! The WireGuard endpoint: peers on demand, isolation by network, routing between peers

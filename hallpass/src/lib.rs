@@ -1,0 +1,1 @@
+//! The certificate-only SSH server of an instance

@@ -1,0 +1,1 @@
+//! WebSocket to UDP: admission, queues, limits

@@ -1,0 +1,1 @@
+//! Certificate rules both ways and the SSH client session over any byte stream

@@ -1,0 +1,1 @@
+//! End to end: the real binary, real peers, real clients

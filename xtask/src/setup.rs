@@ -1,0 +1,145 @@
+//! Installing what is missing on a fresh Debian 12 with rustup and Node.
+//!
+//! As root nothing is asked; otherwise the one command to type is printed.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, bail};
+
+use crate::sh;
+
+/// A program and the Debian package that holds it.
+type Tool = (&'static str, &'static str);
+
+/// Compiling: C for ring and SQLite.
+const BUILD: &[Tool] = &[("cc", "build-essential"), ("git", "git")];
+
+/// The web build: ring's C for wasm32, and its archiver.
+const WEB: &[Tool] = &[("clang", "clang"), ("llvm-ar", "llvm"), ("patch", "patch")];
+
+/// Clients that nobody here wrote, and the network they are tried on.
+const TEST: &[Tool] = &[
+    ("chromium", "chromium"),
+    ("curl", "curl"),
+    ("dig", "dnsutils"),
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nft", "nftables"),
+    ("plink", "putty-tools"),
+    ("rsync", "rsync"),
+    ("ssh", "openssh-client"),
+    ("tmux", "tmux"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+];
+
+/// The version of cargo-deny that `deny.toml` is written for.
+const CARGO_DENY: &str = "0.20.2";
+
+/// All that any command needs.
+pub fn everything(root: &Path) -> anyhow::Result<()> {
+    debian(root, &[BUILD, WEB, TEST])?;
+    rust(root, &["clippy", "rustfmt"])?;
+    cargo_deny(root)?;
+    npm(root)
+}
+
+/// What building the page needs.
+pub fn for_web(root: &Path) -> anyhow::Result<()> {
+    debian(root, &[BUILD, WEB])?;
+    rust(root, &[])?;
+    npm(root)
+}
+
+fn debian(root: &Path, groups: &[&[Tool]]) -> anyhow::Result<()> {
+    let mut missing: Vec<&str> = groups
+        .iter()
+        .flat_map(|group| group.iter())
+        .filter(|(program, _)| sh::which(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root()? {
+        bail!(
+            "missing: {}\nhint: sudo apt-get update && sudo apt-get install --yes {}",
+            missing.join(", "),
+            missing.join(" ")
+        );
+    }
+    let mut update = sh::command(root, &["apt-get", "update", "--quiet=2"]);
+    sh::run(update.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    let mut words = vec![
+        "apt-get",
+        "install",
+        "--yes",
+        "--quiet=2",
+        "--no-install-recommends",
+    ];
+    words.extend(missing);
+    sh::run(sh::command(root, &words).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+fn is_root() -> anyhow::Result<bool> {
+    Ok(sh::read(&mut sh::command(Path::new("/"), &["id", "-u"]))?.trim() == "0")
+}
+
+fn rust(root: &Path, components: &[&str]) -> anyhow::Result<()> {
+    let has = |kind: &str| {
+        sh::read(&mut sh::command(
+            root,
+            &["rustup", kind, "list", "--installed"],
+        ))
+    };
+    if !has("target")?.contains("wasm32-unknown-unknown") {
+        sh::run(&mut sh::command(
+            root,
+            &["rustup", "target", "add", "wasm32-unknown-unknown"],
+        ))?;
+    }
+    let installed = has("component")?;
+    for component in components.iter().filter(|name| !installed.contains(**name)) {
+        sh::run(&mut sh::command(
+            root,
+            &["rustup", "component", "add", component],
+        ))?;
+    }
+    Ok(())
+}
+
+fn cargo_deny(root: &Path) -> anyhow::Result<()> {
+    let version = sh::read(&mut sh::command(root, &["cargo", "deny", "--version"]));
+    if version.is_ok_and(|text| text.contains(CARGO_DENY)) {
+        return Ok(());
+    }
+    let spec = format!("cargo-deny@{CARGO_DENY}");
+    sh::run(&mut sh::command(
+        root,
+        &["cargo", "install", "--locked", "--quiet", &spec],
+    ))
+}
+
+/// Installs the npm packages of each folder whose lock file is newer than what lies there.
+fn npm(root: &Path) -> anyhow::Result<()> {
+    if sh::which("node").is_none() || sh::which("npm").is_none() {
+        bail!("Node is missing\nhint: install Node 20 or later, https://nodejs.org");
+    }
+    for folder in ["www", "web-client", "tests/browser"] {
+        let dir = root.join(folder);
+        let Ok(lock) = fs::read(dir.join("package-lock.json")) else {
+            continue;
+        };
+        let stamp = dir.join("node_modules/.underpass-lock");
+        if fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+            continue;
+        }
+        let words = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"];
+        sh::run(&mut sh::command(&dir, &words))?;
+        fs::create_dir_all(dir.join("node_modules"))?;
+        fs::write(&stamp, lock).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask test`: every part of the proof, with the time each one took.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use crate::{boundaries, lint, setup, sh, web};
+
+/// A part of the whole run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// rustfmt, clippy, cargo deny, biome, tsc
+    Lint,
+    /// No room knows what it may not know
+    Boundaries,
+    /// The wasm client and the page, within their size
+    Web,
+    /// The crates' own tests, and end to end with network namespaces
+    Rust,
+    /// The simulated network in virtual time
+    Sim,
+    /// The page in headless Chromium
+    Browser,
+}
+
+/// Runs the parts asked for, or all of them, and fails at the first that fails.
+pub fn run(root: &Path, only: &[Part]) -> anyhow::Result<()> {
+    let mut times = Vec::new();
+    let all = || Part::value_variants().to_vec();
+    let parts = if only.is_empty() {
+        all()
+    } else {
+        only.to_vec()
+    };
+    timed(&mut times, "setup", || setup::everything(root))?;
+    let mut outcome = Ok(());
+    for part in &parts {
+        let name = part
+            .to_possible_value()
+            .map_or_else(String::new, |v| v.get_name().to_owned());
+        eprintln!("\n== {name}");
+        outcome =
+            timed(&mut times, &name, || part.run(root)).with_context(|| format!("{name} failed"));
+        if outcome.is_err() {
+            break;
+        }
+    }
+    eprintln!("\nwhere the time went");
+    for (name, took) in &times {
+        eprintln!("{:>8.1} s  {name}", took.as_secs_f64());
+    }
+    outcome?;
+    println!("{} passed, 0 failed", parts.len());
+    Ok(())
+}
+
+impl Part {
+    fn run(self, root: &Path) -> anyhow::Result<()> {
+        match self {
+            Part::Lint => {
+                // clippy compiles the web client against the patched source that the build lays out.
+                web::prepare(root)?;
+                lint::run(root)
+            }
+            Part::Boundaries => boundaries::run(root),
+            Part::Web => web::run(root),
+            Part::Rust => {
+                let build = ["cargo", "build", "--quiet", "--package", "underpass"];
+                sh::run(&mut sh::command(root, &build))?;
+                sh::run(
+                    sh::command(root, &["cargo", "test", "--quiet", "--workspace"])
+                        .env(BINARY, binary(root)),
+                )
+            }
+            Part::Sim => sh::run(&mut sh::command(
+                &root.join("tests/sim"),
+                &["cargo", "test", "--quiet"],
+            )),
+            Part::Browser => {
+                let build = ["cargo", "build", "--quiet", "--package", "underpass"];
+                sh::run(&mut sh::command(root, &build))?;
+                let dir = root.join("tests/browser");
+                sh::run(sh::command(&dir, &["npm", "test", "--silent"]).env(BINARY, binary(root)))
+            }
+        }
+    }
+}
+
+/// Runs a measurement of `bench/`, optimised.
+pub fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
+    let dir = root.join("bench");
+    let source = dir.join("src/bin").join(format!("{name}.rs"));
+    if !source.exists() {
+        let mut known: Vec<String> = std::fs::read_dir(dir.join("src/bin"))
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .filter_map(|e| e.path().file_stem()?.to_str().map(str::to_owned))
+                    .collect()
+            })
+            .unwrap_or_default();
+        known.sort();
+        bail!(
+            "there is no bench `{name}`\nhint: one of {}",
+            known.join(", ")
+        );
+    }
+    let mut words = vec!["cargo", "run", "--quiet", "--release", "--bin", name, "--"];
+    words.extend(json.then_some("--json"));
+    sh::run(&mut sh::command(&dir, &words))
+}
+
+/// Where the tests look for the binary they drive.
+const BINARY: &str = "UNDERPASS_BIN";
+
+fn binary(root: &Path) -> std::path::PathBuf {
+    root.join("target/debug/underpass")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the clock on the wall of the person waiting"
+)]
+fn timed<T>(
+    times: &mut Vec<(String, Duration)>,
+    name: &str,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    let result = work();
+    times.push((name.to_owned(), start.elapsed()));
+    result
+}
