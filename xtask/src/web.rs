@@ -58,8 +58,9 @@ struct Stamp {
 }
 
 /// Builds the wasm package into its output folder, checks its size, and builds the page.
-pub fn run(root: &Path) -> anyhow::Result<()> {
-    let text = fs::read_to_string(root.join("wasm-pack.toml")).context("cannot read wasm-pack.toml")?;
+pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
+    let text =
+        fs::read_to_string(root.join("wasm-pack.toml")).context("cannot read wasm-pack.toml")?;
     let settings: Settings = toml::from_str(&text).context("wasm-pack.toml")?;
     prepare(root)?;
     same_wasm_bindgen(root, &settings.build)?;
@@ -87,7 +88,7 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
 
 /// Lays out boringtun's published source with `web-client/patches/boringtun-wasm.patch` applied, in
 /// the folder that web-client's `[patch.crates-io]` names.
-pub fn prepare(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn prepare(root: &Path) -> anyhow::Result<()> {
     let (version, published) = published_boringtun(root)?;
     let patch = root.join("web-client/patches/boringtun-wasm.patch");
     let patched = root.join(".build").join(format!("boringtun-{version}"));
@@ -113,7 +114,9 @@ pub fn prepare(root: &Path) -> anyhow::Result<()> {
     copy_dir(&published, &patched)?;
     // Outside any repository of git's, so that paths are those of the patch.
     let mut apply = sh::command(&patched, &["git", "apply", "--whitespace=nowarn"]);
-    apply.arg(&patch).env("GIT_CEILING_DIRECTORIES", root.join(".build"));
+    apply
+        .arg(&patch)
+        .env("GIT_CEILING_DIRECTORIES", root.join(".build"));
     sh::run(&mut apply).with_context(|| {
         format!(
             "{} does not apply to the source in {}\nhint: look at what changed there and write the \
@@ -142,18 +145,27 @@ fn published_boringtun(root: &Path) -> anyhow::Result<(String, PathBuf)> {
     let words = ["cargo", "metadata", "--format-version=1", "--locked"];
     let text = sh::read(&mut sh::command(root, &words))?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    let Some(package) = metadata.packages.into_iter().find(|package| package.name == "boringtun")
+    let Some(package) = metadata
+        .packages
+        .into_iter()
+        .find(|package| package.name == "boringtun")
     else {
         bail!("Cargo.lock names no boringtun");
     };
-    let folder = package.manifest_path.parent().context("a manifest lies in a folder")?;
+    let folder = package
+        .manifest_path
+        .parent()
+        .context("a manifest lies in a folder")?;
     Ok((package.version, folder.to_owned()))
 }
 
 /// The glue generator in xtask and the crate in the wasm speak one version's private format.
 fn same_wasm_bindgen(root: &Path, build: &Build) -> anyhow::Result<()> {
     let cli = locked(&root.join("Cargo.lock"), "wasm-bindgen-cli-support")?;
-    let krate = locked(&root.join(&build.package).join("Cargo.lock"), "wasm-bindgen")?;
+    let krate = locked(
+        &root.join(&build.package).join("Cargo.lock"),
+        "wasm-bindgen",
+    )?;
     if cli != krate {
         bail!(
             "wasm-bindgen is {krate} in {0}/Cargo.lock, and its generator {cli} in Cargo.lock\n\
@@ -169,7 +181,8 @@ fn locked(lock: &Path, name: &str) -> anyhow::Result<String> {
     struct Lock {
         package: Vec<BTreeMap<String, toml::Value>>,
     }
-    let text = fs::read_to_string(lock).with_context(|| format!("cannot read {}", lock.display()))?;
+    let text =
+        fs::read_to_string(lock).with_context(|| format!("cannot read {}", lock.display()))?;
     let lock: Lock = toml::from_str(&text)?;
     lock.package
         .iter()
@@ -182,19 +195,26 @@ fn locked(lock: &Path, name: &str) -> anyhow::Result<String> {
 fn compile(root: &Path, build: &Build) -> anyhow::Result<PathBuf> {
     let dir = root.join(&build.package);
     let target = dir.join("target");
-    let mut cargo = sh::command(&dir, &["cargo", "build", "--locked", "--lib", "--quiet"]);
+    let mut cargo = sh::command(&dir, &["cargo", "build", "--lib", "--quiet"]);
     cargo.args(["--profile", &build.profile]);
-    cargo.arg("--target=wasm32-unknown-unknown").arg("--target-dir").arg(&target);
+    cargo
+        .arg("--target=wasm32-unknown-unknown")
+        .arg("--target-dir")
+        .arg(&target);
     // The paths of this machine are of no use in a browser's panic message. The table in
     // .cargo/config.toml is joined with this one; a RUSTFLAGS variable would replace both.
-    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME")).unwrap_or_default();
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME"))
+        .unwrap_or_default();
     let remap = [(home.as_str(), "~"), (&root.display().to_string(), ".")]
         .map(|(from, to)| format!("\"--remap-path-prefix={from}={to}\""));
     cargo.arg("--config").arg(format!(
         "target.wasm32-unknown-unknown.rustflags=[{}]",
         remap.join(", ")
     ));
-    cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     sh::run(&mut cargo)?;
 
     let manifest: toml::Table = toml::from_str(&fs::read_to_string(dir.join("Cargo.toml"))?)?;
@@ -202,9 +222,16 @@ fn compile(root: &Path, build: &Build) -> anyhow::Result<PathBuf> {
         .get("package")
         .and_then(|package| package.get("name")?.as_str())
         .context("web-client/Cargo.toml has no package name")?;
-    let profile = if build.profile == "dev" { "debug" } else { &build.profile };
+    let profile = if build.profile == "dev" {
+        "debug"
+    } else {
+        &build.profile
+    };
     let file = format!("{}.wasm", name.replace('-', "_"));
-    Ok(target.join("wasm32-unknown-unknown").join(profile).join(file))
+    Ok(target
+        .join("wasm32-unknown-unknown")
+        .join(profile)
+        .join(file))
 }
 
 /// Glue, types and the shrunk `.wasm` into the output folder.
@@ -216,7 +243,10 @@ fn bind(root: &Path, build: &Build, wasm: &Path) -> anyhow::Result<Sizes> {
     let stamp = out.join(".stamp");
     let module = format!("{}_bg.wasm", build.out_name);
     if let Ok(text) = fs::read_to_string(&stamp)
-        && let Ok(Stamp { inputs: found, sizes }) = serde_json::from_str(&text)
+        && let Ok(Stamp {
+            inputs: found,
+            sizes,
+        }) = serde_json::from_str(&text)
         && found == inputs
         && fs::metadata(out.join(&module)).is_ok_and(|file| file.len() == sizes.raw)
     {
@@ -224,19 +254,36 @@ fn bind(root: &Path, build: &Build, wasm: &Path) -> anyhow::Result<Sizes> {
     }
 
     if build.target != "web" {
-        bail!("wasm-pack.toml: target is \"{}\", this build makes \"web\" alone", build.target);
+        bail!(
+            "wasm-pack.toml: target is \"{}\", this build makes \"web\" alone",
+            build.target
+        );
     }
     let bound = root.join(".build/web");
-    eprintln!("$ wasm-bindgen --target web --out-dir {} {}", bound.display(), wasm.display());
+    eprintln!(
+        "$ wasm-bindgen --target web --out-dir {} {}",
+        bound.display(),
+        wasm.display()
+    );
     let mut bindgen = Bindgen::new();
-    bindgen.input_path(wasm).out_name(&build.out_name).typescript(true).web(true)?;
-    bindgen.remove_name_section(true).remove_producers_section(true);
+    bindgen
+        .input_path(wasm)
+        .out_name(&build.out_name)
+        .typescript(true)
+        .web(true)?;
+    bindgen
+        .remove_name_section(true)
+        .remove_producers_section(true);
     bindgen.generate(&bound).context("wasm-bindgen")?;
 
     let small = bound.join("small.wasm");
     let wasm_opt = root.join(&build.package).join("node_modules/.bin/wasm-opt");
     let mut command = sh::command(root, &[&wasm_opt]);
-    command.arg(bound.join(&module)).args(&build.wasm_opt).arg("-o").arg(&small);
+    command
+        .arg(bound.join(&module))
+        .args(&build.wasm_opt)
+        .arg("-o")
+        .arg(&small);
     sh::run(&mut command).context("hint: `cargo xtask setup` installs wasm-opt")?;
 
     let sizes = measure(root, &small)?;
@@ -244,12 +291,22 @@ fn bind(root: &Path, build: &Build, wasm: &Path) -> anyhow::Result<Sizes> {
     for entry in fs::read_dir(&bound)? {
         let entry = entry?;
         let name = entry.file_name();
-        let from = if name == *module { small.clone() } else { entry.path() };
+        let from = if name == *module {
+            small.clone()
+        } else {
+            entry.path()
+        };
         if entry.path() != small {
             fs::copy(from, out.join(name))?;
         }
     }
-    fs::write(stamp, serde_json::to_string(&Stamp { inputs, sizes: Sizes { ..sizes } })?)?;
+    fs::write(
+        stamp,
+        serde_json::to_string(&Stamp {
+            inputs,
+            sizes: Sizes { ..sizes },
+        })?,
+    )?;
     fs::remove_dir_all(bound)?;
     Ok(sizes)
 }
@@ -295,7 +352,7 @@ fn hash_dir(dir: &Path, hasher: &mut DefaultHasher) -> anyhow::Result<()> {
     entries.sort_by_key(fs::DirEntry::file_name);
     for entry in entries {
         let name = entry.file_name();
-        if name == "node_modules" || name == "dist" {
+        if name == "node_modules" || name.to_string_lossy().starts_with("dist") {
             continue;
         }
         name.hash(hasher);
