@@ -23,3 +23,6 @@ pub use counters::Counters;
 pub use forward::forward;
 pub use limit::Rate;
 pub use view::{AppView, Directory, InstanceView, NetworkView, PeerView};
+
+#[cfg(test)]
+mod tests;
