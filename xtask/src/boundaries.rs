@@ -212,7 +212,7 @@ const NO_TEXT: &[NoText] = &[
 ];
 
 /// Reads the graph and the sources below `root`, prints every breach and fails if there is one.
-pub fn run(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let graph = Graph::read(root)?;
     let breaches: Vec<String> = broken_packages(&graph, NO_PACKAGE)
         .chain(broken_texts(&sources(root, NO_TEXT)?, NO_TEXT))

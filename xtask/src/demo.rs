@@ -8,13 +8,10 @@ use crate::{setup, sh, web};
 
 /// Builds the page and the binary, then becomes `underpass up --demo ARGS`: the same process, so
 /// that Ctrl-C and a supervisor's signals reach it and nothing else is left behind.
-pub fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
+pub(crate) fn run(root: &Path, args: &[String]) -> anyhow::Result<()> {
     setup::for_web(root)?;
     web::run(root)?;
-    sh::run(&mut sh::command(
-        root,
-        &["cargo", "build", "--package", "underpass"],
-    ))?;
+    sh::run(&mut sh::line(root, "cargo build --package underpass"))?;
     let binary = root.join("target/debug/underpass");
     eprintln!("$ {} up --demo {}", binary.display(), args.join(" "));
     let error = std::process::Command::new(&binary)

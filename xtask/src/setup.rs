@@ -37,7 +37,7 @@ const TEST: &[Tool] = &[
 const CARGO_DENY: &str = "0.20.2";
 
 /// All that any command needs.
-pub fn everything(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn everything(root: &Path) -> anyhow::Result<()> {
     debian(root, &[BUILD, WEB, TEST])?;
     rust(root, &["clippy", "rustfmt"])?;
     cargo_deny(root)?;
@@ -45,7 +45,7 @@ pub fn everything(root: &Path) -> anyhow::Result<()> {
 }
 
 /// What building the page needs.
-pub fn for_web(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn for_web(root: &Path) -> anyhow::Result<()> {
     debian(root, &[BUILD, WEB])?;
     rust(root, &[])?;
     npm(root)
@@ -70,56 +70,51 @@ fn debian(root: &Path, groups: &[&[Tool]]) -> anyhow::Result<()> {
             missing.join(" ")
         );
     }
-    let mut update = sh::command(root, &["apt-get", "update", "--quiet=2"]);
+    let mut update = sh::line(root, "apt-get update --quiet=2");
     sh::run(update.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    let mut words = vec![
-        "apt-get",
-        "install",
-        "--yes",
-        "--quiet=2",
-        "--no-install-recommends",
-    ];
-    words.extend(missing);
-    sh::run(sh::command(root, &words).env("DEBIAN_FRONTEND", "noninteractive"))
+    let install = "apt-get install --yes --quiet=2 --no-install-recommends";
+    let mut install = sh::line(root, install);
+    sh::run(
+        install
+            .args(missing)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
 }
 
 fn is_root() -> anyhow::Result<bool> {
-    Ok(sh::read(&mut sh::command(Path::new("/"), &["id", "-u"]))?.trim() == "0")
+    Ok(sh::read(&mut sh::line(Path::new("/"), "id -u"))?.trim() == "0")
 }
 
 fn rust(root: &Path, components: &[&str]) -> anyhow::Result<()> {
     let has = |kind: &str| {
-        sh::read(&mut sh::command(
+        sh::read(&mut sh::line(
             root,
-            &["rustup", kind, "list", "--installed"],
+            &format!("rustup {kind} list --installed"),
         ))
     };
     if !has("target")?.contains("wasm32-unknown-unknown") {
-        sh::run(&mut sh::command(
+        sh::run(&mut sh::line(
             root,
-            &["rustup", "target", "add", "wasm32-unknown-unknown"],
+            "rustup target add wasm32-unknown-unknown",
         ))?;
     }
     let installed = has("component")?;
     for component in components.iter().filter(|name| !installed.contains(**name)) {
-        sh::run(&mut sh::command(
+        sh::run(&mut sh::line(
             root,
-            &["rustup", "component", "add", component],
+            &format!("rustup component add {component}"),
         ))?;
     }
     Ok(())
 }
 
 fn cargo_deny(root: &Path) -> anyhow::Result<()> {
-    let version = sh::read(&mut sh::command(root, &["cargo", "deny", "--version"]));
+    let version = sh::read(&mut sh::line(root, "cargo deny --version"));
     if version.is_ok_and(|text| text.contains(CARGO_DENY)) {
         return Ok(());
     }
-    let spec = format!("cargo-deny@{CARGO_DENY}");
-    sh::run(&mut sh::command(
-        root,
-        &["cargo", "install", "--locked", "--quiet", &spec],
-    ))
+    let install = format!("cargo install --locked --quiet cargo-deny@{CARGO_DENY}");
+    sh::run(&mut sh::line(root, &install))
 }
 
 /// Installs the npm packages of each folder whose lock file is newer than what lies there.
@@ -136,8 +131,8 @@ fn npm(root: &Path) -> anyhow::Result<()> {
         if fs::read(&stamp).is_ok_and(|installed| installed == lock) {
             continue;
         }
-        let words = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"];
-        sh::run(&mut sh::command(&dir, &words))?;
+        let install = "npm ci --no-audit --no-fund --loglevel=error";
+        sh::run(&mut sh::line(&dir, install))?;
         fs::create_dir_all(dir.join("node_modules"))?;
         fs::write(&stamp, lock).with_context(|| format!("cannot write {}", stamp.display()))?;
     }

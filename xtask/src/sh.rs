@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 
 /// A command in a folder, from its words.
-pub fn command<S: AsRef<OsStr>>(dir: &Path, words: &[S]) -> Command {
+pub(crate) fn command<S: AsRef<OsStr>>(dir: &Path, words: &[S]) -> Command {
     let mut words = words.iter();
     let program = words.next().map_or(OsStr::new("true"), AsRef::as_ref);
     let mut command = Command::new(program);
@@ -17,8 +17,13 @@ pub fn command<S: AsRef<OsStr>>(dir: &Path, words: &[S]) -> Command {
     command
 }
 
+/// A command in a folder, from a line of words without quotes.
+pub(crate) fn line(dir: &Path, line: &str) -> Command {
+    command(dir, &line.split_whitespace().collect::<Vec<_>>())
+}
+
 /// Prints a command, runs it, and fails when it does.
-pub fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let shown = show(command);
     eprintln!("$ {shown}");
     let status = command
@@ -31,7 +36,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// What a command prints on stdout; fails when it does.
-pub fn read(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn read(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
     let output = command
         .output()
@@ -47,7 +52,7 @@ pub fn read(command: &mut Command) -> anyhow::Result<String> {
 }
 
 /// The path of a program, looked for on `PATH` and where Debian keeps those of root.
-pub fn which(program: &str) -> Option<PathBuf> {
+pub(crate) fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -12,7 +12,7 @@ use crate::{boundaries, lint, setup, sh, web};
 
 /// A part of the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Part {
+pub(crate) enum Part {
     /// rustfmt, clippy, cargo deny, biome, tsc
     Lint,
     /// No room knows what it may not know
@@ -28,7 +28,7 @@ pub enum Part {
 }
 
 /// Runs the parts asked for, or all of them, and fails at the first that fails.
-pub fn run(root: &Path, only: &[Part]) -> anyhow::Result<()> {
+pub(crate) fn run(root: &Path, only: &[Part]) -> anyhow::Result<()> {
     let mut times = Vec::new();
     let all = || Part::value_variants().to_vec();
     let parts = if only.is_empty() {
@@ -69,29 +69,30 @@ impl Part {
             Part::Boundaries => boundaries::run(root),
             Part::Web => web::run(root),
             Part::Rust => {
-                let build = ["cargo", "build", "--quiet", "--package", "underpass"];
-                sh::run(&mut sh::command(root, &build))?;
-                sh::run(
-                    sh::command(root, &["cargo", "test", "--quiet", "--workspace"])
-                        .env(BINARY, binary(root)),
-                )
+                build(root)?;
+                let test = "cargo test --quiet --workspace --no-fail-fast";
+                sh::run(sh::line(root, test).env(BINARY, binary(root)))
             }
-            Part::Sim => sh::run(&mut sh::command(
-                &root.join("tests/sim"),
-                &["cargo", "test", "--quiet"],
-            )),
+            Part::Sim => sh::run(&mut sh::line(&root.join("tests/sim"), "cargo test --quiet")),
             Part::Browser => {
-                let build = ["cargo", "build", "--quiet", "--package", "underpass"];
-                sh::run(&mut sh::command(root, &build))?;
+                build(root)?;
                 let dir = root.join("tests/browser");
-                sh::run(sh::command(&dir, &["npm", "test", "--silent"]).env(BINARY, binary(root)))
+                sh::run(sh::line(&dir, "npm test --silent").env(BINARY, binary(root)))
             }
         }
     }
 }
 
+/// Builds the binary that the end to end tests drive.
+fn build(root: &Path) -> anyhow::Result<()> {
+    sh::run(&mut sh::line(
+        root,
+        "cargo build --quiet --package underpass",
+    ))
+}
+
 /// Runs a measurement of `bench/`, optimised.
-pub fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
+pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     let dir = root.join("bench");
     let source = dir.join("src/bin").join(format!("{name}.rs"));
     if !source.exists() {
@@ -109,9 +110,9 @@ pub fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
             known.join(", ")
         );
     }
-    let mut words = vec!["cargo", "run", "--quiet", "--release", "--bin", name, "--"];
-    words.extend(json.then_some("--json"));
-    sh::run(&mut sh::command(&dir, &words))
+    let json = if json { "--json" } else { "" };
+    let run = format!("cargo run --quiet --release --bin {name} -- {json}");
+    sh::run(&mut sh::line(&dir, &run))
 }
 
 /// Where the tests look for the binary they drive.
