@@ -317,13 +317,18 @@ fn broken_texts<'a>(
             let lines = source
                 .lines()
                 .enumerate()
-                .filter(|(_, line)| !line.trim_start().starts_with("//"));
+                .filter(|(_, line)| !is_comment(line));
             lines.flat_map(move |(number, line)| {
                 let found = rule.texts.iter().filter(|text| line.contains(**text));
                 found.map(move |text| format!("{path}:{}: `{text}`: {}", number + 1, rule.because))
             })
         })
     })
+}
+
+fn is_comment(line: &str) -> bool {
+    let line = line.trim_start();
+    ["//", "/*", "* "].iter().any(|mark| line.starts_with(mark))
 }
 
 /// The files of every folder that a rule names: path from the root, and text.
