@@ -1,1 +1,29 @@
-//! WebSocket to UDP: admission, queues, limits
+//! WebSocket to UDP: admission, queues, limits.
+//!
+//! A relay carries WireGuard datagrams between a client's TLS WebSocket and a gateway's UDP port.
+//! It sees ciphertext: it holds no private key of WireGuard, and names no IP packet, no DNS and no
+//! SSH. It is no open UDP proxy, with or without tokens: it sends to configured gateways alone,
+//! and only what [`proof`] admits.
+//!
+//! The pure parts are [`proof`] (what a session may send), `queue` (what waits, and what is
+//! dropped) and `admission` (who may open a session): they take time as an argument. The driver
+//! parts are `session` (one future per WebSocket), [`mod@serve`] (the accept loop) and [`tls`].
+
+mod admission;
+mod config;
+pub mod counters;
+pub mod hosts;
+pub mod proof;
+mod queue;
+mod router;
+pub mod serve;
+mod session;
+mod slots;
+pub mod tls;
+mod token;
+
+pub use config::{GatewayTarget, Limits, RelayConfig};
+pub use counters::{Counter, Counters};
+pub use router::{Relay, router};
+pub use serve::{AcceptLimits, serve};
+pub use token::{Refused, Verifier};

@@ -1,0 +1,210 @@
+//! One counter for every drop, refusal and close, and for what passes. No datagram is dropped
+//! without one.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use wire::CloseCode;
+
+macro_rules! counters {
+    ($($variant:ident, $name:literal, $doc:literal;)+) => {
+        /// What is counted.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Counter {
+            $(#[doc = $doc] $variant,)+
+        }
+
+        impl Counter {
+            /// Every counter.
+            pub const ALL: &[Counter] = &[$(Counter::$variant),+];
+
+            /// The stable name.
+            pub fn name(self) -> &'static str {
+                match self { $(Counter::$variant => $name,)+ }
+            }
+
+            /// What it counts.
+            pub fn help(self) -> &'static str {
+                match self { $(Counter::$variant => $doc,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    // connections
+    Accepted, "connections_accepted", "TCP connections accepted.";
+    AcceptFailed, "accept_failed", "Accepts that failed, for want of descriptors for example.";
+    ConnectionsFull, "connections_full", "Connections dropped at the limit in all.";
+    ConnectionsFullSource, "connections_full_source", "Connections dropped at the limit of one source.";
+    HandshakesFull, "tls_handshakes_full", "Connections dropped at the limit of TLS handshakes under way.";
+    TlsFailed, "tls_failed", "TLS handshakes that failed.";
+    TlsTimeout, "tls_timeout", "TLS handshakes that took too long.";
+    Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";
+    HttpFailed, "http_failed", "HTTP connections that broke off, slow headers included.";
+    // upgrades
+    HostRefused, "host_refused", "Requests with a foreign Host header.";
+    NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade of underpass.v1.";
+    UpgradeFailed, "upgrade_failed", "Upgrades whose connection was lost.";
+    // sessions
+    SessionsOpened, "sessions_opened", "Sessions opened.";
+    SessionsEnded, "sessions_ended", "Sessions ended, for whatever reason.";
+    SessionsProven, "sessions_proven", "Sessions proven.";
+    SessionsLeft, "sessions_left", "Sessions that the client ended.";
+    // what passes
+    UpDatagrams, "up_datagrams", "Datagrams received from clients.";
+    UpBytes, "up_bytes", "Bytes of datagrams received from clients.";
+    UpSent, "up_sent", "Datagrams sent to gateways.";
+    DownDatagrams, "down_datagrams", "Datagrams received from gateways.";
+    DownBytes, "down_bytes", "Bytes of datagrams received from gateways.";
+    DownSent, "down_sent", "Datagrams handed to a client's WebSocket.";
+    DownMessages, "down_messages", "Binary messages handed to a client's WebSocket.";
+    // drops on the way up
+    UpNotWireguard, "up_drop_not_wireguard", "From a client, dropped: not WireGuard in kind and length.";
+    UpUnproven, "up_drop_unproven", "From a client, dropped: not before the session is proven.";
+    UpInitiations, "up_drop_initiations", "From a client, dropped: handshake initiations over the rate.";
+    UpFull, "up_drop_full", "From a client, dropped: the queue was full; the oldest goes.";
+    UpOld, "up_drop_old", "From a client, dropped: waited too long.";
+    UpUnreachable, "up_drop_unreachable", "From a client, dropped: the gateway's host refused a datagram before it.";
+    UpSendFailed, "up_drop_send_failed", "From a client, dropped: the socket refused it.";
+    UpEnded, "up_drop_ended", "From a client, dropped: waiting when the session ended.";
+    // drops on the way down
+    DownEmpty, "down_drop_empty", "From a gateway, dropped: an empty datagram.";
+    DownTooLarge, "down_drop_too_large", "From a gateway, dropped: over the largest record.";
+    DownNotWireguard, "down_drop_not_wireguard", "From a gateway, dropped: not WireGuard in kind and length.";
+    DownFull, "down_drop_full", "From a gateway, dropped: the queue was full; the oldest goes.";
+    DownOld, "down_drop_old", "From a gateway, dropped: waited too long.";
+    DownEnded, "down_drop_ended", "From a gateway, dropped: waiting when the session ended.";
+    NoticeFull, "notice_drop_full", "Control messages dropped: too many wait for a client.";
+    // the gateway's side
+    GatewayUnreachable, "gateway_unreachable", "Errors that a gateway's host or the network reported.";
+    SocketFailed, "socket_failed", "UDP sockets that could not be opened.";
+}
+
+/// The counters of one process. Shared by the accept loop and the relay.
+pub struct Counters {
+    counts: Vec<AtomicU64>,
+    closed: Vec<AtomicU64>,
+    refused: Vec<AtomicU64>,
+}
+
+impl Counters {
+    /// All at zero.
+    pub fn new() -> Counters {
+        let zeros = |length| (0..length).map(|_| AtomicU64::new(0)).collect();
+        Counters {
+            counts: zeros(Counter::ALL.len()),
+            closed: zeros(CloseCode::ALL.len()),
+            refused: zeros(CloseCode::ALL.len()),
+        }
+    }
+
+    /// One more.
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, counter: Counter, n: u64) {
+        self.counts[counter as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// A session was closed with `code`.
+    pub fn closed(&self, code: CloseCode) {
+        self.closed[position(code)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A session was refused with `code` before it was opened.
+    pub fn refused(&self, code: CloseCode) {
+        self.refused[position(code)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The count of `counter`.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.counts[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many sessions were closed with `code`.
+    pub fn get_closed(&self, code: CloseCode) -> u64 {
+        self.closed[position(code)].load(Ordering::Relaxed)
+    }
+
+    /// How many sessions were refused with `code`.
+    pub fn get_refused(&self, code: CloseCode) -> u64 {
+        self.refused[position(code)].load(Ordering::Relaxed)
+    }
+
+    /// Sessions that are open now.
+    pub fn sessions(&self) -> u64 {
+        // The end is read first: read the other way round, a session between the two reads would
+        // make the difference negative.
+        let ended = self.get(Counter::SessionsEnded);
+        self.get(Counter::SessionsOpened).saturating_sub(ended)
+    }
+
+    /// Every counter by name; closes and refusals as `closed_<reason>` and `refused_<reason>`.
+    pub fn snapshot(&self) -> Vec<(String, u64)> {
+        let counts = Counter::ALL
+            .iter()
+            .map(|counter| (counter.name().to_owned(), self.get(*counter)));
+        let closed = CloseCode::ALL
+            .iter()
+            .map(|code| (format!("closed_{}", code.reason()), self.get_closed(*code)));
+        let refused = CloseCode::ALL.iter().map(|code| {
+            (
+                format!("refused_{}", code.reason()),
+                self.get_refused(*code),
+            )
+        });
+        counts.chain(closed).chain(refused).collect()
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters::new()
+    }
+}
+
+/// The counters that are not zero.
+impl fmt::Debug for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(self.snapshot().into_iter().filter(|(_, count)| *count > 0))
+            .finish()
+    }
+}
+
+fn position(code: CloseCode) -> usize {
+    CloseCode::ALL
+        .iter()
+        .position(|other| *other == code)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_distinct_and_counts_are_apart() {
+        let counters = Counters::new();
+        for (n, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, n);
+            counters.add(*counter, n as u64 + 1);
+        }
+        for (n, code) in CloseCode::ALL.iter().enumerate() {
+            counters.closed(*code);
+            assert_eq!(counters.get_closed(CloseCode::ALL[n]), 1);
+            assert_eq!(counters.get_refused(CloseCode::ALL[n]), 0);
+        }
+        let snapshot = counters.snapshot();
+        let names: HashSet<&String> = snapshot.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), Counter::ALL.len() + 2 * CloseCode::ALL.len());
+        assert_eq!(snapshot[3], ("connections_full_source".to_owned(), 4));
+    }
+}

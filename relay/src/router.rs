@@ -1,0 +1,193 @@
+//! The relay as a router: `GET /v1/tunnel/{gateway}`, upgraded to `underpass.v1`.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, Request, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderValue, StatusCode, header};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wire::{CloseCode, subprotocol};
+
+use crate::{
+    admission::{Admission, Admitted, HttpRefusal, Refusal, status_of},
+    config::{Limits, RelayConfig},
+    counters::{Counter, Counters},
+    session,
+    slots::{NoSlot, Slot, Slots},
+};
+
+/// A relay: its rules, its limits and its open sessions. Clones are the same relay.
+#[derive(Clone)]
+pub struct Relay(Arc<Inner>);
+
+struct Inner {
+    admission: Admission,
+    limits: Limits,
+    counters: Arc<Counters>,
+    slots: Arc<Slots>,
+    sessions: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Relay {
+    /// A relay that opens sessions until `shutdown`, and then sends every client away.
+    pub fn new(
+        config: &RelayConfig,
+        counters: Arc<Counters>,
+        shutdown: CancellationToken,
+    ) -> Relay {
+        Relay(Arc::new(Inner {
+            admission: Admission::new(config),
+            limits: config.limits,
+            counters,
+            slots: Slots::new(config.limits.sessions, config.limits.sessions_per_source),
+            sessions: TaskTracker::new(),
+            shutdown,
+        }))
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.0.counters
+    }
+
+    /// After `shutdown`: waits until every client has been told and every session has ended.
+    pub async fn closed(&self) {
+        self.0.shutdown.cancelled().await;
+        self.0.sessions.close();
+        self.0.sessions.wait().await;
+    }
+}
+
+/// The relay's route. It is to be served by [`crate::serve()`], or by another server that gives
+/// `ConnectInfo<SocketAddr>` and HTTP/1.1 upgrades.
+pub fn router(relay: Relay) -> Router {
+    Router::new()
+        .route("/v1/tunnel/{gateway}", get(tunnel))
+        .with_state(relay)
+}
+
+async fn tunnel(
+    State(relay): State<Relay>,
+    Path(gateway): Path<String>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    mut request: Request,
+) -> Response {
+    let relay = &relay.0;
+    let admitted = relay
+        .admission
+        .judge(&gateway, request.headers())
+        .and_then(|admitted| {
+            let refuse = |code| Refusal::for_request(code, request.headers());
+            if relay.shutdown.is_cancelled() {
+                return Err(refuse(CloseCode::Restarting));
+            }
+            match relay.slots.take(client.ip()) {
+                Ok(slot) => Ok((admitted, slot)),
+                Err(NoSlot::InAll) => Err(refuse(CloseCode::TooManySessions)),
+                Err(NoSlot::PerSource) => Err(refuse(CloseCode::TooManyFromSource)),
+            }
+        });
+    let outcome = match admitted {
+        Ok(admitted) => Ok(admitted),
+        Err(Refusal::Close(code)) => Err(code),
+        Err(Refusal::Status(code)) => {
+            relay.counters.refused(code);
+            tracing::debug!(%client, reason = code.reason(), "session refused");
+            return error(
+                status_of(code),
+                (code.reason(), code.sentence(), code.hint()),
+            );
+        }
+        Err(Refusal::Http(refusal)) => return http_refusal(relay, refusal),
+    };
+    let (Some(upgrade), Some(key)) = (
+        request.extensions_mut().remove::<OnUpgrade>(),
+        request.headers().get(header::SEC_WEBSOCKET_KEY),
+    ) else {
+        return http_refusal(relay, HttpRefusal::NotAnUpgrade);
+    };
+    let accept = derive_accept_key(key.as_bytes());
+    relay
+        .sessions
+        .spawn(upgraded(relay.clone(), client, upgrade, outcome));
+
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(
+        header::SEC_WEBSOCKET_PROTOCOL,
+        HeaderValue::from_static(subprotocol::V1),
+    );
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    response
+}
+
+/// Waits for the upgraded connection and runs its session, or tells why there is none.
+async fn upgraded(
+    relay: Arc<Inner>,
+    client: SocketAddr,
+    upgrade: OnUpgrade,
+    outcome: Result<(Admitted, Slot), CloseCode>,
+) {
+    let Ok(connection) = upgrade.await else {
+        relay.counters.count(Counter::UpgradeFailed);
+        return;
+    };
+    let connection = TokioIo::new(connection);
+    match outcome {
+        Ok((admitted, slot)) => {
+            let opening = session::Opening {
+                gateway: admitted.gateway,
+                token: admitted.token_id.is_some(),
+                limits: relay.limits,
+                counters: relay.counters.clone(),
+                shutdown: relay.shutdown.clone(),
+            };
+            let gateway = opening.gateway.name.clone();
+            let token = admitted.token_id;
+            tracing::debug!(%client, gateway, token, "session opened");
+            let end = session::run(connection, opening).await;
+            tracing::debug!(%client, gateway, token, end = end.reason(), "session ended");
+            drop(slot);
+        }
+        Err(code) => {
+            relay.counters.refused(code);
+            tracing::debug!(%client, reason = code.reason(), "session refused");
+            session::refuse(connection, code).await;
+        }
+    }
+}
+
+fn http_refusal(relay: &Inner, refusal: HttpRefusal) -> Response {
+    relay.counters.count(match refusal {
+        HttpRefusal::Host => Counter::HostRefused,
+        _ => Counter::NotAnUpgrade,
+    });
+    let mut response = error(refusal.status(), refusal.words());
+    if refusal.status() == StatusCode::UPGRADE_REQUIRED {
+        let headers = response.headers_mut();
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(
+            header::SEC_WEBSOCKET_VERSION,
+            HeaderValue::from_static("13"),
+        );
+    }
+    response
+}
+
+fn error(status: StatusCode, (code, message, hint): (&str, &str, &str)) -> Response {
+    let body = json!({ "error": { "code": code, "message": message, "hint": hint } });
+    (status, Json(body)).into_response()
+}

@@ -1,0 +1,288 @@
+//! The accept loop: TCP, TLS and HTTP/1.1 on one port, for whatever router it is given.
+//!
+//! TLS handshakes and requests run in tasks of their own under time limits, so that a slow client
+//! holds up nobody but itself. A connection is counted until its socket is closed, the time after
+//! an upgrade included.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
+
+use crate::{
+    counters::{Counter, Counters},
+    slots::{NoSlot, Slot, Slots},
+};
+
+/// Bounds on what connects.
+#[derive(Debug, Clone, Copy)]
+pub struct AcceptLimits {
+    /// Connections in all, upgraded ones included.
+    pub connections: usize,
+    /// Connections from one IPv4 address or one IPv6 /64.
+    pub connections_per_source: usize,
+    /// TLS handshakes under way at the same time.
+    pub handshakes: usize,
+    /// A TLS handshake ends within this time.
+    pub handshake_timeout: Duration,
+    /// The headers of a request arrive within this time; so long may a connection wait for its
+    /// next request, too.
+    pub header_timeout: Duration,
+    /// The size of a request's headers.
+    pub header_bytes: usize,
+    /// The number of a request's headers.
+    pub headers: usize,
+    /// After `shutdown`, requests under way may take this long.
+    pub grace: Duration,
+    /// What the kernel may hold of a connection that it has not sent. A bounded queue does
+    /// nothing until this is bounded.
+    pub unsent_bytes: u32,
+}
+
+impl Default for AcceptLimits {
+    fn default() -> AcceptLimits {
+        AcceptLimits {
+            connections: 12_000,
+            connections_per_source: 2_000,
+            handshakes: 512,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            header_bytes: 16 * 1024,
+            headers: 64,
+            grace: Duration::from_secs(5),
+            unsent_bytes: 16 * 1024,
+        }
+    }
+}
+
+/// Serves `app` over TLS until `shutdown`, and returns when every connection that is not upgraded
+/// has ended, or `grace` is over. Handlers find the client as `ConnectInfo<SocketAddr>`.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    app: Router,
+    limits: AcceptLimits,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+) {
+    let server = Arc::new(Server {
+        acceptor: TlsAcceptor::from(tls),
+        app,
+        limits,
+        counters,
+        shutdown: shutdown.clone(),
+        cut_off: CancellationToken::new(),
+    });
+    let slots = Slots::new(limits.connections, limits.connections_per_source);
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (tcp, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                server.counters.count(Counter::AcceptFailed);
+                // Without descriptors, trying again at once would only spin.
+                if !is_of_one_connection(&error) {
+                    tracing::warn!(%error, "cannot accept connections");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                continue;
+            }
+        };
+        server.counters.count(Counter::Accepted);
+        let slot = match slots.take(client.ip()) {
+            Ok(slot) => slot,
+            Err(NoSlot::InAll) => {
+                server.counters.count(Counter::ConnectionsFull);
+                continue;
+            }
+            Err(NoSlot::PerSource) => {
+                server.counters.count(Counter::ConnectionsFullSource);
+                continue;
+            }
+        };
+        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
+            server.counters.count(Counter::HandshakesFull);
+            continue;
+        };
+        connections.spawn(Arc::clone(&server).connection(tcp, client, slot, handshake));
+    }
+    drop(listener);
+    connections.close();
+    if timeout(limits.grace, connections.wait()).await.is_err() {
+        server.cut_off.cancel();
+        connections.wait().await;
+    }
+}
+
+struct Server {
+    acceptor: TlsAcceptor,
+    app: Router,
+    limits: AcceptLimits,
+    counters: Arc<Counters>,
+    shutdown: CancellationToken,
+    cut_off: CancellationToken,
+}
+
+impl Server {
+    async fn connection(
+        self: Arc<Server>,
+        tcp: TcpStream,
+        client: SocketAddr,
+        slot: Slot,
+        handshake: OwnedSemaphorePermit,
+    ) {
+        // Both fail on a connection that is gone already, and then the handshake says so.
+        let _ = tcp.set_nodelay(true);
+        let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(self.limits.unsent_bytes);
+        // Boxed: the handshake's state is large and is gone when the connection lives.
+        let tls = Box::pin(timeout(self.limits.handshake_timeout, self.handshake(tcp)));
+        let tls = tokio::select! {
+            tls = tls => tls,
+            () = self.cut_off.cancelled() => return,
+        };
+        drop(handshake);
+        let tls = match tls {
+            Ok(Some(tls)) => tls,
+            Ok(None) => return,
+            Err(_) => return self.counters.count(Counter::TlsTimeout),
+        };
+        let stream = TokioIo::new(Held { tls, _slot: slot });
+        let service = service_fn(|mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(client));
+            self.app.clone().oneshot(request.map(Body::new))
+        });
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_timeout)
+            .max_headers(self.limits.headers)
+            .max_buf_size(self.limits.header_bytes.max(8 * 1024));
+        let mut connection = std::pin::pin!(http.serve_connection(stream, service).with_upgrades());
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    served = connection.as_mut() => served,
+                    () = self.cut_off.cancelled() => return,
+                }
+            }
+        };
+        if let Err(error) = served {
+            self.counters.count(Counter::HttpFailed);
+            tracing::debug!(%client, %error, "HTTP connection failed");
+        }
+    }
+
+    /// TLS; none when it failed, which is counted here.
+    async fn handshake(&self, mut tcp: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let mut first = [0; 1];
+        // A TLS record begins with 22, a cleartext request with a letter.
+        if matches!(tcp.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
+            self.counters.count(Counter::Cleartext);
+            let _ = tcp.write_all(CLEARTEXT_ANSWER).await;
+            let _ = tcp.shutdown().await;
+            // Read the request, as far as it has arrived: unread it would reset the answer.
+            let mut sink = [0; 4096];
+            let _ = timeout(Duration::from_secs(1), tcp.readable()).await;
+            let _ = tcp.try_read(&mut sink);
+            return None;
+        }
+        match self.acceptor.accept(tcp).await {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                self.counters.count(Counter::TlsFailed);
+                tracing::debug!(%error, "TLS handshake failed");
+                None
+            }
+        }
+    }
+}
+
+const CLEARTEXT_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    content-type: text/plain\r\n\
+    content-length: 75\r\n\
+    connection: close\r\n\
+    \r\n\
+    This port speaks HTTPS.\nhint: begin the address with https:// (or wss://).\n";
+
+/// A connection that holds its slot until its socket is closed.
+struct Held {
+    tls: TlsStream<TcpStream>,
+    _slot: Slot,
+}
+
+impl AsyncRead for Held {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(context)
+    }
+}
+
+/// Errors of `accept` that belong to the connection that was not accepted.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
