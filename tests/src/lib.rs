@@ -1,1 +1,29 @@
-//! End to end: the real binary, real peers, real clients
+//! End to end: the real binary, real peers, real clients.
+//!
+//! This library is the bench: network namespaces that are made and removed, a running
+//! `underpass up --demo`, and stock programs (wireguard-go, OpenSSH, dig, curl, iperf3) in them.
+//! The tests themselves are in `tests/tests`. They know the system from outside alone: its
+//! binary, its HTTP API, its wire.
+
+pub mod clock;
+pub mod command;
+pub mod emulator;
+pub mod namespace;
+pub mod peer;
+pub mod system;
+
+/// Whether a test that needs root can run. Where it cannot, this says what to type; in CI that is
+/// a failure.
+///
+/// # Panics
+/// In CI without root.
+pub fn root() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let message = "this test makes network namespaces and needs root\n\
+                   type: sudo -E env PATH=\"$PATH\" cargo xtask test";
+    assert!(std::env::var_os("CI").is_none(), "{message}");
+    eprintln!("skipped: {message}");
+    false
+}

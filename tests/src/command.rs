@@ -1,0 +1,143 @@
+//! Programs: run to their end within a time limit, or kept until dropped.
+
+use std::{
+    fmt,
+    io::{Read, Write},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use crate::clock;
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error, as text.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Its standard output as text, without the last newline.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+
+    /// The output of a program that had to succeed.
+    ///
+    /// # Panics
+    /// With all that it said, when it did not.
+    pub fn ok(self) -> Output {
+        assert!(self.status.success(), "{self}");
+        self
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.status)?;
+        writeln!(f, "stdout: {}", String::from_utf8_lossy(&self.stdout))?;
+        write!(f, "stderr: {}", self.stderr)
+    }
+}
+
+/// Runs `command` to its end, `input` on its standard input.
+///
+/// # Panics
+/// When it cannot be started, or has not ended within `limit` (it is killed then).
+pub fn run(mut command: Command, input: &[u8], limit: Duration) -> Output {
+    let shown = format!("{command:?}");
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let input = input.to_vec();
+    let feed = thread::spawn(move || {
+        // A program that ends without reading its input is no fault.
+        let _ = stdin.map(|mut stdin| stdin.write_all(&input));
+    });
+    let out = thread::spawn(move || drain(stdout));
+    let err = thread::spawn(move || drain(stderr));
+    let deadline = clock::now() + limit;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if clock::now() < deadline => thread::sleep(Duration::from_millis(10)),
+            other => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = err.join().unwrap_or_default();
+                panic!(
+                    "{shown}: not ended within {} s ({other:?})\nstderr: {}",
+                    limit.as_secs(),
+                    String::from_utf8_lossy(&said)
+                );
+            }
+        }
+    };
+    let _ = feed.join();
+    Output {
+        status,
+        stdout: out.join().unwrap_or_default(),
+        stderr: String::from_utf8_lossy(&err.join().unwrap_or_default()).into_owned(),
+    }
+}
+
+fn drain(from: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut from) = from {
+        // What was read before an error counts.
+        let _ = from.read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// A program that runs until it is dropped: it is asked to end, and killed after two seconds.
+#[derive(Debug)]
+pub struct Background(pub Child);
+
+impl Background {
+    /// Starts `command`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(mut command: Command) -> Background {
+        let shown = format!("{command:?}");
+        Background(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("{shown}: {error}")),
+        )
+    }
+
+    /// Asks it to end and waits.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        if let Ok(Some(status)) = self.0.try_wait() {
+            return Some(status);
+        }
+        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let deadline = clock::now() + Duration::from_secs(2);
+        while clock::now() < deadline {
+            if let Ok(Some(status)) = self.0.try_wait() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.0.kill();
+        self.0.wait().ok()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
