@@ -1,0 +1,47 @@
+/**
+ * The one module that names the wasm client. It is loaded when the first terminal is wanted (or a moment
+ * before), once per page, and a failed load can be tried again.
+ */
+import { UnderpassError, within } from "./errors";
+import type { TunnelConstructor, WireGuardKey } from "./surface";
+
+export interface Client {
+  Tunnel: TunnelConstructor;
+  generateKey(): WireGuardKey;
+}
+
+/** Where the wasm is, when not beside the script: an address, a response under way, or a compiled module. */
+export type WasmSource = string | URL | Response | Promise<Response> | WebAssembly.Module;
+
+let loading: Promise<Client> | undefined;
+
+export function loadClient(source?: WasmSource): Promise<Client> {
+  loading ??= load(source).catch((thrown) => {
+    loading = undefined;
+    throw thrown;
+  });
+  return loading;
+}
+
+async function load(source?: WasmSource): Promise<Client> {
+  if (typeof WebAssembly !== "object") {
+    throw new UnderpassError(
+      "wasm_unavailable",
+      "This browser runs no WebAssembly.",
+      "WireGuard and SSH run inside this tab. Allow WebAssembly (a lockdown mode may forbid it) or use `underpass ssh`.",
+    );
+  }
+  try {
+    const module = await import("./wasm/underpass.js");
+    const init = module.default as (input?: { module_or_path: WasmSource }) => Promise<unknown>;
+    await within(30_000, source === undefined ? init() : init({ module_or_path: source }), "Loading");
+    return module as unknown as Client;
+  } catch (thrown) {
+    const { message } = UnderpassError.from(thrown);
+    throw new UnderpassError(
+      "client_load_failed",
+      `The WireGuard and SSH client did not load: ${message}`,
+      "Reload the page. If it persists, a proxy or extension may be blocking the .wasm file.",
+    );
+  }
+}

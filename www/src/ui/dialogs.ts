@@ -1,0 +1,81 @@
+/** The dialogs: help, and the question before several lines are pasted. */
+import { button, h } from "./dom";
+import { SHORTCUTS } from "./keys";
+
+const PREVIEW_LINES = 12;
+
+export function helpDialog(): HTMLDialogElement {
+  const dialog = h(
+    "dialog",
+    { class: "dialog", part: "dialog", "aria-labelledby": "help-title" },
+    h(
+      "header",
+      { class: "dialog-head" },
+      h("h2", { id: "help-title" }, "Keys"),
+      button({ label: "Close", icon: "close", onclick: () => dialog.close() }),
+    ),
+    h(
+      "dl",
+      { class: "shortcuts" },
+      ...SHORTCUTS.map(([keys, what]) => h("div", {}, h("dt", {}, h("kbd", {}, keys)), h("dd", {}, what))),
+    ),
+    h(
+      "p",
+      { class: "muted" },
+      "Every other key goes to the shell, Tab and Ctrl+C included. A browser keeps Ctrl+W and Ctrl+T for itself; in full screen, where the browser allows it, the shell gets those too.",
+    ),
+    h(
+      "p",
+      { class: "muted" },
+      "Underpass ends WireGuard and SSH in this tab. Its keys were made here and cannot leave; the relay carries ciphertext.",
+    ),
+  );
+  closeOnBackdrop(dialog);
+  return dialog;
+}
+
+/** Asks before `text` is pasted line by line; resolves false when dismissed. */
+export function confirmPaste(root: ParentNode & Node, text: string): Promise<boolean> {
+  const lines = text.replace(/[\r\n]+$/, "").split(/\r\n|\r|\n/);
+  const preview = lines.slice(0, PREVIEW_LINES).join("\n");
+  return new Promise((resolve) => {
+    const yes = h("button", { class: "button primary", type: "button" }, `Paste ${lines.length} lines`);
+    const no = h("button", { class: "button", type: "button" }, "Cancel");
+    const dialog = h(
+      "dialog",
+      { class: "dialog", part: "dialog", "aria-labelledby": "paste-title" },
+      h("header", { class: "dialog-head" }, h("h2", { id: "paste-title" }, `Paste ${lines.length} lines?`)),
+      h(
+        "p",
+        {},
+        "The program running here does not mark pasted text, so each line runs as if you pressed Enter.",
+      ),
+      h(
+        "pre",
+        { class: "paste-preview", tabindex: "0", "aria-label": "Text to paste" },
+        lines.length > PREVIEW_LINES ? `${preview}\n… ${lines.length - PREVIEW_LINES} more` : preview,
+      ),
+      h("div", { class: "dialog-actions" }, no, yes),
+    );
+    let answer = false;
+    yes.addEventListener("click", () => {
+      answer = true;
+      dialog.close();
+    });
+    no.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(answer);
+    });
+    closeOnBackdrop(dialog);
+    root.append(dialog);
+    dialog.showModal();
+    yes.focus();
+  });
+}
+
+function closeOnBackdrop(dialog: HTMLDialogElement): void {
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close();
+  });
+}

@@ -1,0 +1,39 @@
+import { fileURLToPath } from "node:url";
+import { defineConfig } from "vite";
+
+// Three builds of the same source:
+//   (default)  the console's page, embedded by the cli            -> dist/
+//   lib        ES modules for other people's pages                -> dist-lib/
+//   fake       the page over dev/fake-wasm.ts, no wasm, no tunnel -> dist-fake/, for tests of the page alone
+// No asset is ever inlined as a data: URL, so that the content security policy needs no exception.
+export default defineConfig(({ mode }) => {
+  const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
+  const fake = mode === "fake";
+  return {
+    base: "./",
+    resolve: {
+      alias: fake ? [{ find: /^\.\/wasm\/underpass\.js$/, replacement: here("./dev/fake-wasm.ts") }] : [],
+    },
+    build: {
+      target: "es2022",
+      assetsInlineLimit: 0,
+      // xterm.js is most of the page, and nothing of the page works without it.
+      chunkSizeWarningLimit: 700,
+      modulePreload: { polyfill: false },
+      reportCompressedSize: false,
+      emptyOutDir: true,
+      ...(mode === "lib" && {
+        rollupOptions: {
+          input: { index: here("./src/index.ts"), element: here("./src/element.ts") },
+          preserveEntrySignatures: "strict" as const,
+          output: {
+            entryFileNames: "[name].js",
+            chunkFileNames: "chunks/[name]-[hash].js",
+            assetFileNames: (asset: { names: string[] }) =>
+              asset.names[0]?.endsWith(".wasm") ? "assets/[name][extname]" : "assets/[name]-[hash][extname]",
+          },
+        },
+      }),
+    },
+  };
+});
