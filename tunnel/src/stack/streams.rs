@@ -1,0 +1,660 @@
+//! TCP: verbs, segments in and out, and the life of a stream.
+
+use std::{net::SocketAddrV6, time::Duration};
+
+use smoltcp::{
+    socket::tcp::{RecvError, State},
+    wire::{IpAddress, IpEndpoint, IpListenEndpoint},
+};
+
+use super::{
+    Class, CloseReason, Drop, Link, Listener, ListenerId, Notice, Stack, StackError, StreamError,
+    StreamId, Unreachable,
+    flow::{self, Flow, FlowKey, Phase},
+    is_unicast,
+    packet::{self, Ipv6, Tcp},
+};
+use crate::Instant;
+
+/// Verbs.
+impl Stack {
+    /// Opens a stream. `Connected` or `Closed` tells how it went.
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddrV6,
+        class: Class,
+    ) -> Result<StreamId, StackError> {
+        let now = self.advance(now);
+        if remote.port() == 0 || !is_unicast(*remote.ip()) {
+            return Err(StackError::Unaddressable(remote));
+        }
+        let local = self.source_for(*remote.ip()).ok_or(StackError::NoAddress)?;
+        self.make_room(class)?;
+        let mut key = FlowKey {
+            remote_port: remote.port(),
+            local_port: 0,
+            remote: *remote.ip(),
+            local,
+        };
+        let ports = (0..PORT_ATTEMPTS).map(|_| self.rng.port()).find(|port| {
+            let taken = FlowKey {
+                local_port: *port,
+                ..key
+            };
+            !self.listeners.contains_key(port)
+                && !self.by_key.contains_key(&taken)
+                && !self.time_waits.contains(now, &taken)
+        });
+        key.local_port = ports.ok_or(StackError::NoPorts)?;
+
+        let deadline = now + self.limits.connect_timeout;
+        let mut flow = Flow::new(key, Phase::Connecting, class, deadline);
+        flow.timeout = Some(self.limits.stream_timeout);
+        flow.narrow = self.narrow.contains(&key.remote);
+        let to = IpEndpoint::new(IpAddress::Ipv6(key.remote), key.remote_port);
+        let engine = self.engines[usize::from(flow.narrow)].context();
+        if flow
+            .socket_mut()
+            .connect(engine, to, engine_local(&key))
+            .is_err()
+        {
+            return Err(StackError::Unaddressable(remote));
+        }
+        let id = self.insert(flow);
+        self.settle(now, id);
+        self.make_ready(id);
+        Ok(id)
+    }
+
+    /// Takes connections on `port` of every address of ours; 0 takes a free port. At most
+    /// `backlog` of them are half open at a time; streams get the windows of `class`.
+    pub fn listen(
+        &mut self,
+        port: u16,
+        backlog: usize,
+        class: Class,
+    ) -> Result<ListenerId, StackError> {
+        let port = match port {
+            0 => (0..PORT_ATTEMPTS)
+                .map(|_| self.rng.port())
+                .find(|port| !self.listeners.contains_key(port))
+                .ok_or(StackError::NoPorts)?,
+            port => port,
+        };
+        if self.listeners.contains_key(&port) {
+            return Err(StackError::PortInUse(port));
+        }
+        let id = ListenerId(self.fresh_id());
+        let listener = Listener {
+            id,
+            class,
+            backlog: backlog.max(1),
+            half_open: 0,
+        };
+        self.listeners.insert(port, listener);
+        Ok(id)
+    }
+
+    /// The port of a listener.
+    pub fn listener_port(&self, id: ListenerId) -> Option<u16> {
+        self.listeners
+            .iter()
+            .find(|(_, listener)| listener.id == id)
+            .map(|(port, _)| *port)
+    }
+
+    /// Takes no more connections; those that are half open are forgotten.
+    pub fn unlisten(&mut self, id: ListenerId) {
+        let Some(port) = self.listener_port(id) else {
+            return;
+        };
+        let half_open: Vec<StreamId> = self
+            .flows
+            .iter()
+            .filter(|(_, flow)| flow.phase == Phase::HalfOpen(port))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in half_open {
+            self.remove(id);
+        }
+        self.listeners.remove(&port);
+    }
+
+    /// Reads what has arrived. `Ok(0)` is the end of the stream (or an empty `buffer`).
+    pub fn read(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        buffer: &mut [u8],
+    ) -> Result<usize, StreamError> {
+        self.advance(now);
+        let flow = self.flow(id)?;
+        let phase = flow.phase;
+        match flow.socket_mut().recv_slice(buffer) {
+            Ok(0) if !buffer.is_empty() => {
+                flow.wait_for_data();
+                Err(StreamError::WouldBlock)
+            }
+            Ok(read) => {
+                // The window may have opened enough to say so.
+                if phase == Phase::Open {
+                    self.make_ready(id);
+                }
+                Ok(read)
+            }
+            Err(RecvError::Finished) => Ok(0),
+            Err(RecvError::InvalidState) => match phase {
+                Phase::Done(reason) => Err(StreamError::Closed(reason)),
+                _ => {
+                    flow.wait_for_data();
+                    Err(StreamError::WouldBlock)
+                }
+            },
+        }
+    }
+
+    /// Writes as much as there is room for, at least one byte of a `data` that is not empty.
+    pub fn write(&mut self, now: Instant, id: StreamId, data: &[u8]) -> Result<usize, StreamError> {
+        let now = self.advance(now);
+        let flow = self.flow(id)?;
+        match flow.phase {
+            Phase::Done(reason) => return Err(StreamError::Closed(reason)),
+            Phase::Connecting | Phase::HalfOpen(_) if flow.shut_down => {
+                return Err(StreamError::ShutDown);
+            }
+            Phase::Connecting | Phase::HalfOpen(_) => {
+                flow.wait_for_room();
+                return Err(StreamError::WouldBlock);
+            }
+            Phase::Open => {}
+        }
+        let Ok(written) = flow.socket_mut().send_slice(data) else {
+            return Err(StreamError::ShutDown);
+        };
+        if written < data.len() {
+            flow.wait_for_room();
+        }
+        if written == 0 && !data.is_empty() {
+            return Err(StreamError::WouldBlock);
+        }
+        flow.note_waiting(now);
+        self.make_ready(id);
+        Ok(written)
+    }
+
+    /// Ends our side of the stream once all that was written is sent. The other side can go on.
+    pub fn shutdown(&mut self, now: Instant, id: StreamId) {
+        let now = self.advance(now);
+        let Ok(flow) = self.flow(id) else { return };
+        if flow.phase == Phase::Connecting {
+            flow.shut_down = true;
+            return;
+        }
+        flow.socket_mut().close();
+        self.settle(now, id);
+        self.make_ready(id);
+    }
+
+    /// Resets the stream and forgets its handle. No event follows.
+    pub fn abort(&mut self, now: Instant, id: StreamId) {
+        let now = self.advance(now);
+        if self.flow(id).is_ok() {
+            self.reset(now, id);
+            self.remove(id);
+        }
+    }
+
+    /// Forgets the handle. What was written is still sent, then the stream says goodbye; when
+    /// something was received that nobody will read, the other side is told by a reset. No event
+    /// follows.
+    pub fn close(&mut self, now: Instant, id: StreamId) {
+        let now = self.advance(now);
+        let Ok(flow) = self.flow(id) else { return };
+        match flow.phase {
+            Phase::Done(_) => self.remove(id),
+            Phase::Open if !flow.socket().can_recv() => {
+                flow.become_orphan(now);
+                flow.socket_mut().close();
+                self.settle(now, id);
+                self.make_ready(id);
+            }
+            _ => {
+                self.reset(now, id);
+                self.remove(id);
+            }
+        }
+    }
+
+    /// Probes the other side of an idle stream this often, so that its loss is noticed.
+    pub fn set_keep_alive(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        interval: Option<Duration>,
+    ) -> Result<(), StreamError> {
+        let now = self.advance(now);
+        self.flow(id)?.set_keep_alive(interval);
+        self.settle(now, id);
+        self.make_ready(id);
+        Ok(())
+    }
+
+    /// How long the stream bears silence while something is due from the other side (an
+    /// acknowledgement, or the answer to a keep-alive probe); `None` for ever.
+    pub fn set_timeout(
+        &mut self,
+        now: Instant,
+        id: StreamId,
+        timeout: Option<Duration>,
+    ) -> Result<(), StreamError> {
+        let now = self.advance(now);
+        self.flow(id)?.timeout = timeout;
+        self.settle(now, id);
+        self.make_ready(id);
+        Ok(())
+    }
+
+    /// The other side's address.
+    pub fn peer_addr(&self, id: StreamId) -> Option<SocketAddrV6> {
+        self.flows.get(&id).map(|flow| flow.key.remote())
+    }
+
+    /// Our address.
+    pub fn local_addr(&self, id: StreamId) -> Option<SocketAddrV6> {
+        self.flows.get(&id).map(|flow| flow.key.local())
+    }
+
+    /// Bytes written and not yet acknowledged.
+    pub fn unsent(&self, id: StreamId) -> usize {
+        self.flows
+            .get(&id)
+            .map_or(0, |flow| flow.socket().send_queue())
+    }
+}
+
+/// Segments.
+impl Stack {
+    pub(super) fn handle_tcp(&mut self, now: Instant, packet: &Ipv6<'_>) {
+        let Some(segment) = Tcp::parse(packet) else {
+            return self.drops.count(Drop::Malformed);
+        };
+        let key = FlowKey {
+            remote_port: segment.source,
+            local_port: segment.destination,
+            remote: packet.source,
+            local: packet.destination,
+        };
+        if let Some(&id) = self.by_key.get(&key) {
+            return self.feed(now, id, packet, &segment);
+        }
+        if segment.opens() && self.listeners.contains_key(&key.local_port) {
+            self.time_waits.remove(&key);
+            return self.accept(now, key, packet, &segment);
+        }
+        self.drops.count(Drop::NoStream);
+        if self.time_waits.contains(now, &key) {
+            if segment.fin() && segment.ack() {
+                let (source, destination) = (packet.destination, packet.source);
+                self.outbox
+                    .push_with(|out| packet::write_tcp_ack(out, source, destination, &segment));
+            }
+            return;
+        }
+        let mut link = Link {
+            packet: Some(packet.bytes),
+            outbox: &mut self.outbox,
+            mtu: self.mtu,
+        };
+        self.engines[0].poll_ingress_single(flow::engine_time(now), &mut link, &mut self.nobody);
+    }
+
+    /// A SYN to a listener makes a stream of its own.
+    fn accept(&mut self, now: Instant, key: FlowKey, packet: &Ipv6<'_>, segment: &Tcp) {
+        let Some(listener) = self.listeners.get_mut(&key.local_port) else {
+            return;
+        };
+        if listener.half_open >= listener.backlog {
+            return self.drops.count(Drop::Backlog);
+        }
+        let (id, class) = (listener.id, listener.class);
+        let share = self.half_open_memory + flow::memory_of(class) <= self.limits.memory / 2;
+        if !share || self.make_room(class).is_err() {
+            return self.drops.count(Drop::Memory);
+        }
+        let deadline = now + self.limits.half_open_timeout;
+        let mut flow = Flow::new(key, Phase::HalfOpen(key.local_port), class, deadline);
+        flow.timeout = Some(self.limits.stream_timeout);
+        flow.narrow = self.narrow.contains(&key.remote);
+        flow.listener = Some(id);
+        flow.state = State::Listen;
+        if flow.socket_mut().listen(engine_local(&key)).is_err() {
+            return self.drops.count(Drop::Malformed);
+        }
+        if let Some(listener) = self.listeners.get_mut(&key.local_port) {
+            listener.half_open += 1;
+        }
+        self.half_open_memory += flow.memory();
+        let id = self.insert(flow);
+        self.feed(now, id, packet, segment);
+    }
+
+    fn feed(&mut self, now: Instant, id: StreamId, packet: &Ipv6<'_>, segment: &Tcp) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.hear(now, segment);
+        let mut link = Link {
+            packet: Some(packet.bytes),
+            outbox: &mut self.outbox,
+            mtu: self.mtu,
+        };
+        let engine = &mut self.engines[usize::from(flow.narrow)];
+        engine.poll_ingress_single(flow::engine_time(now), &mut link, &mut flow.set);
+        if flow.orphan.is_some() && flow.socket().can_recv() {
+            // Nobody will read it: say so, instead of a window that closes for ever.
+            self.reset(now, id);
+            return self.remove(id);
+        }
+        self.settle(now, id);
+        self.make_ready(id);
+    }
+
+    /// Lets a stream send one packet, and puts it at the end of the queue if it did.
+    pub(super) fn send_one(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if matches!(flow.phase, Phase::Done(_)) {
+            return;
+        }
+        let before = self.outbox.packets;
+        let mut link = Link {
+            packet: None,
+            outbox: &mut self.outbox,
+            mtu: self.mtu,
+        };
+        let engine = &mut self.engines[usize::from(flow.narrow)];
+        let engine_now = flow::engine_time(now);
+        engine.poll_egress(engine_now, &mut link, &mut flow.set);
+        if self.outbox.packets != before {
+            if let Some(sent) = self.outbox.last().and_then(Ipv6::parse)
+                && let Some(segment) = Tcp::parse(&sent)
+            {
+                flow.note_sent(&segment);
+            }
+            self.settle(now, id);
+            return self.make_ready(id);
+        }
+        let due = engine
+            .poll_at(engine_now, &flow.set)
+            .map(flow::from_engine_time);
+        if flow.socket().state() == State::TimeWait
+            && due.is_none_or(|due| due.since(now) > TIME_WAIT_IS_LEFT)
+        {
+            // The last acknowledgement is sent. The engine would keep the buffers for ten
+            // seconds and then throw away what was not read.
+            self.time_waits.insert(now, flow.key);
+            return self.finish(id, CloseReason::Finished);
+        }
+        if let Some(due) = due {
+            // Something that is due and was not done is looked at again a little later.
+            let due = due.max(now + Duration::from_millis(1));
+            set_timer(&mut self.timers, id, flow, due);
+        }
+        self.settle(now, id);
+    }
+
+    /// A stream's timer has gone off.
+    pub(super) fn expire(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get(&id) else {
+            return;
+        };
+        match flow.given_up() {
+            Some((at, _)) if at <= now && matches!(flow.phase, Phase::HalfOpen(_)) => {
+                self.drops.count(Drop::HalfOpenExpired);
+                self.remove(id);
+            }
+            Some((at, reason)) if at <= now => {
+                let trouble = flow.trouble.map(|(_, why)| CloseReason::Unreachable(why));
+                self.reset(now, id);
+                self.finish(id, trouble.unwrap_or(reason));
+            }
+            _ if self.outbox.has_room() => self.send_one(now, id),
+            _ => self.make_ready(id),
+        }
+    }
+
+    /// An ICMPv6 "unreachable" quotes a stream.
+    pub(super) fn trouble(&mut self, now: Instant, id: StreamId, why: Unreachable) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let gone = match flow.phase {
+            Phase::Done(_) => return,
+            Phase::Connecting | Phase::HalfOpen(_) => true,
+            Phase::Open => {
+                let (since, _) = *flow.trouble.get_or_insert((now, why));
+                !why.is_soft() || now.since(since) >= TROUBLE_LIMIT
+            }
+        };
+        if gone {
+            // No reset: it would not arrive either.
+            flow.socket_mut().abort();
+            self.finish(id, CloseReason::Unreachable(why));
+        }
+    }
+
+    /// An ICMPv6 "packet too big" quotes a stream: from here on it, and those that follow to the
+    /// same place, use the smallest MTU there is.
+    pub(super) fn narrow(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        flow.narrow = true;
+        let remote = flow.key.remote;
+        if !self.narrow.contains(&remote) {
+            if self.narrow.len() >= MAX_NARROW {
+                self.narrow.pop_front();
+            }
+            self.narrow.push_back(remote);
+        }
+        self.settle(now, id);
+        self.make_ready(id);
+    }
+}
+
+/// Book-keeping.
+impl Stack {
+    /// Looks at what the engine made of a stream, and tells of it.
+    fn settle(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let state = flow.socket().state();
+        let before = std::mem::replace(&mut flow.state, state);
+        match (flow.phase, state) {
+            (Phase::Done(_), _) => return,
+            (Phase::Connecting, State::Closed) => return self.finish(id, CloseReason::Refused),
+            (Phase::HalfOpen(_), State::Closed | State::Listen) => return self.remove(id),
+            (Phase::Connecting | Phase::HalfOpen(_), State::SynSent | State::SynReceived) => {}
+            (Phase::Connecting | Phase::HalfOpen(_), _) => {
+                if let Phase::HalfOpen(port) = flow.phase {
+                    self.half_open_memory -= flow.memory();
+                    if let Some(listener) = self.listeners.get_mut(&port) {
+                        listener.half_open -= 1;
+                    }
+                }
+                flow.phase = Phase::Open;
+                flow.note_connected();
+                if flow.shut_down {
+                    flow.socket_mut().close();
+                    flow.state = flow.socket().state();
+                }
+            }
+            (Phase::Open, State::Closed) => {
+                let reason = match before {
+                    State::LastAck | State::Closing | State::TimeWait => CloseReason::Finished,
+                    _ => CloseReason::Reset,
+                };
+                return self.finish(id, reason);
+            }
+            (Phase::Open, _) => {}
+        }
+        flow.note_waiting(now);
+        flow.note_data_and_room();
+        if let Some((at, _)) = flow.given_up() {
+            set_timer(&mut self.timers, id, flow, at);
+        }
+        self.notice(id);
+    }
+
+    /// The engine is done with a stream.
+    fn finish(&mut self, id: StreamId, reason: CloseReason) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.orphan.is_some() || matches!(flow.phase, Phase::HalfOpen(_)) {
+            // Nobody knows of it, or wants to.
+            return self.remove(id);
+        }
+        flow.phase = Phase::Done(reason);
+        flow.note_closed();
+        self.by_key.remove(&flow.key);
+        if let Some(timer) = flow.timer.take() {
+            self.timers.remove(&(timer, id));
+        }
+        self.notice(id);
+    }
+
+    /// Sends a reset if the other side knows of the stream and the link has room.
+    fn reset(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if matches!(flow.phase, Phase::Done(_)) {
+            return;
+        }
+        flow.socket_mut().abort();
+        let mut link = Link {
+            packet: None,
+            outbox: &mut self.outbox,
+            mtu: self.mtu,
+        };
+        let engine = &mut self.engines[usize::from(flow.narrow)];
+        engine.poll_egress(flow::engine_time(now), &mut link, &mut flow.set);
+    }
+
+    fn insert(&mut self, flow: Flow) -> StreamId {
+        let id = StreamId(self.fresh_id());
+        self.memory += flow.memory();
+        self.by_key.insert(flow.key, id);
+        self.flows.insert(id, flow);
+        id
+    }
+
+    fn remove(&mut self, id: StreamId) {
+        self.leave_half_open(id);
+        let Some(flow) = self.flows.remove(&id) else {
+            return;
+        };
+        self.memory -= flow.memory();
+        if self.by_key.get(&flow.key) == Some(&id) {
+            self.by_key.remove(&flow.key);
+        }
+        if let Some(timer) = flow.timer {
+            self.timers.remove(&(timer, id));
+        }
+        if flow.ready {
+            self.ready.retain(|other| *other != id);
+        }
+        if flow.noticed {
+            self.notices
+                .retain(|other| !matches!(other, Notice::Stream(other) if *other == id));
+        }
+    }
+
+    fn leave_half_open(&mut self, id: StreamId) {
+        let Some(flow) = self.flows.get(&id) else {
+            return;
+        };
+        if let Phase::HalfOpen(port) = flow.phase {
+            self.half_open_memory -= flow.memory();
+            if let Some(listener) = self.listeners.get_mut(&port) {
+                listener.half_open -= 1;
+            }
+        }
+    }
+
+    fn make_room(&self, class: Class) -> Result<(), StackError> {
+        if self.flows.len() >= self.limits.streams {
+            return Err(StackError::TooManyStreams {
+                limit: self.limits.streams,
+            });
+        }
+        if self.memory + flow::memory_of(class) > self.limits.memory {
+            return Err(StackError::Memory {
+                limit: self.limits.memory,
+            });
+        }
+        Ok(())
+    }
+
+    fn make_ready(&mut self, id: StreamId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && !flow.ready
+            && !matches!(flow.phase, Phase::Done(_))
+        {
+            flow.ready = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn notice(&mut self, id: StreamId) {
+        if let Some(flow) = self.flows.get_mut(&id)
+            && flow.has_events()
+            && !flow.noticed
+        {
+            flow.noticed = true;
+            self.notices.push_back(Notice::Stream(id));
+        }
+    }
+
+    /// A stream whose handle is open.
+    fn flow(&mut self, id: StreamId) -> Result<&mut Flow, StreamError> {
+        let flow = self.flows.get_mut(&id).filter(|flow| flow.orphan.is_none());
+        flow.ok_or(StreamError::Unknown)
+    }
+}
+
+/// A timer moves to an earlier moment; one that goes off too early does no harm.
+fn set_timer(
+    timers: &mut std::collections::BTreeSet<(Instant, StreamId)>,
+    id: StreamId,
+    flow: &mut Flow,
+    at: Instant,
+) {
+    match flow.timer {
+        Some(timer) if timer <= at => return,
+        Some(timer) => timers.remove(&(timer, id)),
+        None => true,
+    };
+    flow.timer = Some(at);
+    timers.insert((at, id));
+}
+
+fn engine_local(key: &FlowKey) -> IpListenEndpoint {
+    IpListenEndpoint {
+        addr: Some(IpAddress::Ipv6(key.local)),
+        port: key.local_port,
+    }
+}
+
+/// Random ports tried before giving up.
+const PORT_ATTEMPTS: usize = 64;
+/// The engine's own TIME-WAIT lasts ten seconds; anything else that is due is due sooner.
+const TIME_WAIT_IS_LEFT: Duration = Duration::from_secs(5);
+/// An open stream outlives "unreachable" this long: a gateway that restarts says so too.
+const TROUBLE_LIMIT: Duration = Duration::from_secs(15);
+/// Destinations behind narrow paths that are remembered.
+const MAX_NARROW: usize = 64;
