@@ -26,7 +26,8 @@ pub enum Kind {
     Response,
     /// A cookie reply, 64 bytes.
     Cookie,
-    /// A transport message: at least 32 bytes, a multiple of 16.
+    /// A transport message: at least 32 bytes. Padding to 16 ends at the tunnel's MTU, and some
+    /// implementations have none, so that every length beyond is WireGuard's.
     Data,
 }
 
@@ -38,7 +39,7 @@ impl Kind {
             (1, INITIATION) => Some(Kind::Initiation),
             (2, RESPONSE) => Some(Kind::Response),
             (3, COOKIE) => Some(Kind::Cookie),
-            (4, length) if length >= KEEPALIVE && length.is_multiple_of(16) => Some(Kind::Data),
+            (4, KEEPALIVE..) => Some(Kind::Data),
             _ => None,
         }
     }
@@ -108,7 +109,9 @@ mod tests {
             (3, 80, None),
             (4, 32, Some(Kind::Data)),
             (4, 16, None),
-            (4, 33, None),
+            (4, 31, None),
+            (4, 33, Some(Kind::Data)),
+            (4, 1452, Some(Kind::Data)),
             (4, 1456, Some(Kind::Data)),
             (0, 32, None),
             (5, 32, None),

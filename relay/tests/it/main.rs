@@ -1,0 +1,12 @@
+//! The relay over real loopback TLS: real clients, a fake gateway, WireGuard messages of boringtun.
+
+#[cfg(test)]
+mod admission;
+#[cfg(test)]
+mod carry;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
+mod life;
+#[cfg(test)]
+mod support;
