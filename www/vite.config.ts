@@ -12,7 +12,12 @@ export default defineConfig(({ mode }) => {
   return {
     base: "./",
     resolve: {
-      alias: fake ? [{ find: /^\.\/wasm\/underpass\.js$/, replacement: here("./dev/fake-wasm.ts") }] : [],
+      alias: fake
+        ? [
+            { find: /^\.\/wasm\/underpass\.js$/, replacement: here("./dev/fake-wasm.ts") },
+            { find: /^\.\/wasm\/underpass_bg\.wasm\?url$/, replacement: `${here("./csp.txt")}?url` },
+          ]
+        : [],
     },
     build: {
       target: "es2022",

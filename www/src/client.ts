@@ -4,6 +4,7 @@
  */
 import { UnderpassError, within } from "./errors";
 import type { TunnelConstructor, WireGuardKey } from "./surface";
+import wasm from "./wasm/underpass_bg.wasm?url";
 
 export interface Client {
   Tunnel: TunnelConstructor;
@@ -33,8 +34,7 @@ async function load(source?: WasmSource): Promise<Client> {
   }
   try {
     const module = await import("./wasm/underpass.js");
-    const init = module.default as (input?: { module_or_path: WasmSource }) => Promise<unknown>;
-    await within(30_000, source === undefined ? init() : init({ module_or_path: source }), "Loading");
+    await within(30_000, module.default({ module_or_path: source ?? wasm }), "Loading");
     return module as unknown as Client;
   } catch (thrown) {
     const { message } = UnderpassError.from(thrown);

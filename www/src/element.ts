@@ -108,6 +108,7 @@ export class UnderpassConsole extends HTMLElement {
         },
         changed: (pane, phase) => this.paneChanged(pane, phase),
         selected: (pane) => {
+          this.renderList();
           const place = pane?.shell.place;
           this.emit("underpass-select", place && { app: place.app, instance: place.instance });
         },
@@ -380,7 +381,7 @@ export class UnderpassConsole extends HTMLElement {
     for (const { live, shell } of this.workspace.panes) {
       if (live) open.set(shell.place.instance, (open.get(shell.place.instance) ?? 0) + 1);
     }
-    this.sidebar.show(this.apps, open);
+    this.sidebar.show(this.apps, open, this.workspace.active?.shell.place.instance);
   }
 
   private view(view: "loading" | "console" | "signed-out"): void {

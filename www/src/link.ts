@@ -75,7 +75,11 @@ export class Link {
   /** The tab was shown again or the network came back. */
   wake(): void {
     if (!this.attempt?.tunnel) return;
-    this.attempt.tunnel.wake();
+    try {
+      this.attempt.tunnel.wake();
+    } catch {
+      return;
+    }
     if (Date.now() - this.renewedAt > RENEW_MS) void this.renew(this.attempt);
   }
 
@@ -87,7 +91,11 @@ export class Link {
     this.error = error;
     if (attempt) {
       attempt.abort.abort();
-      attempt.tunnel?.close();
+      try {
+        attempt.tunnel?.close();
+      } catch {
+        // A client that crashed has closed it already.
+      }
       attempt.lease.then((lease) => this.api.release(this.org, lease.name)).catch(() => {});
     }
     this.set(error ? "closed" : "idle");

@@ -1,13 +1,21 @@
 /** The search bar of one terminal. */
 
+import type { ISearchDecorationOptions } from "@xterm/addon-search";
 import { button, h, icon, text } from "./dom";
-import type { TerminalView } from "./terminal";
+import type { Scheme, TerminalView } from "./terminal";
 
-const DECORATIONS = {
-  matchBackground: "#8a6d2f",
-  matchOverviewRuler: "#f5a83c",
-  activeMatchBackground: "#d98a1c",
-  activeMatchColorOverviewRuler: "#ffffff",
+/** The match that is current is the selection, and drawn as that. */
+const DECORATIONS: Record<Scheme, ISearchDecorationOptions> = {
+  dark: {
+    matchBackground: "#5a4518",
+    matchOverviewRuler: "#8a6d2f",
+    activeMatchColorOverviewRuler: "#f5a83c",
+  },
+  light: {
+    matchBackground: "#fbe3b6",
+    matchOverviewRuler: "#e0b450",
+    activeMatchColorOverviewRuler: "#a35600",
+  },
 };
 
 export class SearchBar {
@@ -78,7 +86,7 @@ export class SearchBar {
     const options = {
       caseSensitive: this.caseButton.getAttribute("aria-pressed") === "true",
       regex: this.regexButton.getAttribute("aria-pressed") === "true",
-      decorations: DECORATIONS,
+      decorations: DECORATIONS[this.view.scheme],
     };
     const query = this.input.value;
     try {

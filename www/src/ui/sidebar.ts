@@ -27,6 +27,7 @@ export class Sidebar {
 
   private apps: App[] = [];
   private open = new Map<string, number>();
+  private current: string | undefined;
   private shown = "";
   private readonly body = h("div", { class: "apps" });
   private readonly count = h("p", { class: "visually-hidden", role: "status" });
@@ -102,9 +103,11 @@ export class Sidebar {
     );
   }
 
-  show(apps: App[], open: Map<string, number>): void {
+  /** `open` counts the terminals per instance; `current` is where the active one is. */
+  show(apps: App[], open: Map<string, number>, current: string | undefined): void {
     this.apps = apps;
     this.open = open;
+    this.current = current;
     this.render();
   }
 
@@ -123,7 +126,7 @@ export class Sidebar {
       .filter(
         ({ app, instances }) => instances.length > 0 || (app.instances.length === 0 && matches(query, app)),
       );
-    const shown = JSON.stringify([query, found, [...this.open]]);
+    const shown = JSON.stringify([query, found, [...this.open], this.current]);
     if (shown === this.shown) return;
     this.shown = shown;
 
@@ -204,6 +207,7 @@ export class Sidebar {
         instance.region,
       ),
     );
+    toggle(row, "aria-current", instance.id === this.current && "true");
     toggle(row, "aria-disabled", !instance.started && "true");
     row.addEventListener("click", () => {
       this.host.choose({ app: app.name, instance: instance.id, region: instance.region });

@@ -58,7 +58,7 @@ export class TerminalView {
 
   constructor(
     private readonly host: TerminalHost,
-    scheme: Scheme,
+    private look: Scheme,
     label: string,
   ) {
     this.term = new Terminal({
@@ -81,7 +81,7 @@ export class TerminalView {
       screenReaderMode: true,
       scrollback: SCROLLBACK,
       scrollOnUserInput: true,
-      theme: scheme === "dark" ? DARK : LIGHT,
+      theme: look === "dark" ? DARK : LIGHT,
     });
     this.webgl = new Webgl(this.term, () => this.fitSoon());
     this.port = this.makePort();
@@ -128,7 +128,12 @@ export class TerminalView {
     this.term.focus();
   }
 
+  get scheme(): Scheme {
+    return this.look;
+  }
+
   set scheme(scheme: Scheme) {
+    this.look = scheme;
     this.term.options.theme = scheme === "dark" ? DARK : LIGHT;
   }
 

@@ -395,7 +395,7 @@ function blank(): HTMLElement {
       h(
         "p",
         { class: "muted" },
-        "A terminal opens here. Its encryption starts and ends at the two ends of this line.",
+        "A terminal opens here. What you type is encrypted from one end of this line to the other.",
       ),
       h(
         "ol",
