@@ -208,3 +208,6 @@ fn is_login_name(name: &str) -> bool {
 pub(crate) fn new_seed() -> Result<Zeroizing<[u8; 32]>, Error> {
     random::<32>()
 }
+
+#[cfg(test)]
+mod tests;
