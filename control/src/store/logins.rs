@@ -19,6 +19,9 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// Tokens of one user that wait at once.
 const MAX_WAITING: u32 = 100;
 
+/// Sessions of one user at once; one more ends the oldest.
+const MAX_SESSIONS: u32 = 10_000;
+
 const TOKEN_PREFIX: &str = "uplt_";
 const SESSION_PREFIX: &str = "upss_";
 
@@ -224,6 +227,11 @@ fn make_session(tx: &Transaction<'_>, user: i64, now: SystemTime) -> Result<Sess
     tx.execute(
         "INSERT INTO sessions (hash, user, expires) VALUES (?1, ?2, ?3)",
         params![hash(SESSION_PREFIX, bearer.reveal()), user, expires],
+    )?;
+    tx.execute(
+        "DELETE FROM sessions WHERE user = ?1 AND hash IN
+            (SELECT hash FROM sessions WHERE user = ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)",
+        params![user, MAX_SESSIONS],
     )?;
     let sql = "SELECT name FROM users WHERE id = ?1";
     Ok(Session {

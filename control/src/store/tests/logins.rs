@@ -193,3 +193,37 @@ fn no_secret_is_in_the_file_and_none_is_shown() {
         assert!(!shown.contains(as_list.trim_matches(['[', ']'])), "{shown}");
     }
 }
+
+#[test]
+fn sessions_of_one_user_are_bounded_and_the_oldest_goes() {
+    let (store, acme, _) = two();
+    let first = store.redeem(token(&store, &acme).reveal(), at(0)).unwrap();
+    let count = || -> u32 {
+        let sql = "SELECT count(*) FROM sessions";
+        store
+            .connection()
+            .query_row(sql, [], |row| row.get(0))
+            .unwrap()
+    };
+    store
+        .connection()
+        .execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999)
+             INSERT INTO sessions SELECT randomblob(32), 1, ?1 FROM n",
+            [unix(at(12 * 3600 + 1))],
+        )
+        .unwrap();
+    assert_eq!(count(), 10_000);
+    store.session(first.bearer.reveal(), at(1)).unwrap();
+    let last = store
+        .create_login_token(acme.id, "ann", at(2))
+        .unwrap()
+        .token;
+    let last = store.redeem(last.reveal(), at(2)).unwrap();
+    assert_eq!(count(), 10_000);
+    refused(
+        store.session(first.bearer.reveal(), at(2)),
+        "session_unknown",
+    );
+    store.session(last.bearer.reveal(), at(2)).unwrap();
+}
