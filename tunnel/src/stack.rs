@@ -48,6 +48,7 @@ pub use error::{CloseReason, PingError, StackError, StreamError, Unreachable};
 use flow::{Flow, FlowKey};
 use icmp::{Pings, Tokens};
 use packet::{ICMPV6, Ipv6, TCP, UDP};
+pub(crate) use packet::wants_answer;
 pub use udp::Datagram;
 use udp::UdpSockets;
 

@@ -15,7 +15,7 @@ use crate::{
     rng::Rng,
     stack::{
         Class, CloseReason, Limits, ListenerId, PingError, PingId, Stack, StackConfig, StackError,
-        StackEvent, StackStats, StreamError, StreamId, UdpId,
+        StackEvent, StackStats, StreamError, StreamId, UdpId, wants_answer,
     },
 };
 
@@ -220,7 +220,9 @@ impl Tunnel {
                 return Some(datagram);
             }
             let packet = self.stack.poll_transmit(now)?;
-            self.unanswered.get_or_insert(now);
+            if self.unanswered.is_none() && wants_answer(&packet) {
+                self.unanswered = Some(now);
+            }
             self.peer.send_packet(now, &packet);
             self.stack.recycle(packet);
         }

@@ -101,6 +101,19 @@ impl Tcp {
     }
 }
 
+/// Whether the other side has something to say to a packet of ours as soon as it has it: data, an
+/// opening or an end of TCP, an echo request, a DNS query. An acknowledgement wants none.
+pub(crate) fn wants_answer(bytes: &[u8]) -> bool {
+    let Some(packet) = Ipv6::parse(bytes) else { return false };
+    let start = packet.payload();
+    match packet.next {
+        TCP => Tcp::parse(&packet).is_some_and(|segment| segment.length > 0),
+        UDP => start.get(2..4) == Some(&53u16.to_be_bytes()),
+        ICMPV6 => start.first() == Some(&128),
+        _ => false,
+    }
+}
+
 /// A UDP datagram with a sound checksum: source port, destination port, payload.
 pub(super) fn parse_udp<'p>(packet: &Ipv6<'p>) -> Option<(u16, u16, &'p [u8])> {
     let bytes = packet.payload();
