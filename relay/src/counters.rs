@@ -44,6 +44,7 @@ counters! {
     TlsTimeout, "tls_timeout", "TLS handshakes that took too long.";
     Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";
     HttpFailed, "http_failed", "HTTP connections that broke off, slow headers included.";
+    RequestTimeout, "request_timeout", "Requests that were not answered in time, slow bodies included.";
     // upgrades
     HostRefused, "host_refused", "Requests with a foreign Host header.";
     NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade of underpass.v1.";

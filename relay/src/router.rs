@@ -156,10 +156,10 @@ async fn upgraded(
                 shutdown: relay.shutdown.clone(),
             };
             let gateway = opening.gateway.name.clone();
-            let token = admitted.token_id;
-            tracing::debug!(%client, gateway, token, "session opened");
+            let id = admitted.token_id;
+            tracing::debug!(%client, gateway, id, "session opened");
             let end = session::run(connection, opening).await;
-            tracing::debug!(%client, gateway, token, end = end.reason(), "session ended");
+            tracing::debug!(%client, gateway, id, end = end.reason(), "session ended");
             drop(slot);
         }
         Err(code) => {

@@ -13,8 +13,8 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
-use http::Request;
+use axum::{Router, body::Body, extract::ConnectInfo, response::IntoResponse};
+use http::{Request, StatusCode, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
@@ -52,6 +52,10 @@ pub struct AcceptLimits {
     pub header_bytes: usize,
     /// The number of a request's headers.
     pub headers: usize,
+    /// A request is answered within this time, the arrival of its body included.
+    pub request_timeout: Duration,
+    /// A client that acknowledges nothing, or keeps its window shut, for this long is gone.
+    pub unacknowledged: Duration,
     /// After `shutdown`, requests under way may take this long.
     pub grace: Duration,
     /// What the kernel may hold of a connection that it has not sent. A bounded queue does
@@ -69,6 +73,8 @@ impl Default for AcceptLimits {
             header_timeout: Duration::from_secs(10),
             header_bytes: 16 * 1024,
             headers: 64,
+            request_timeout: Duration::from_secs(30),
+            unacknowledged: Duration::from_secs(60),
             grace: Duration::from_secs(5),
             unsent_bytes: 16 * 1024,
         }
@@ -156,9 +162,10 @@ impl Server {
         slot: Slot,
         handshake: OwnedSemaphorePermit,
     ) {
-        // Both fail on a connection that is gone already, and then the handshake says so.
+        // These fail on a connection that is gone already, and then the handshake says so.
         let _ = tcp.set_nodelay(true);
         let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(self.limits.unsent_bytes);
+        let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(self.limits.unacknowledged));
         // Boxed: the handshake's state is large and is gone when the connection lives.
         let tls = Box::pin(timeout(self.limits.handshake_timeout, self.handshake(tcp)));
         let tls = tokio::select! {
@@ -174,7 +181,16 @@ impl Server {
         let stream = TokioIo::new(Held { tls, _slot: slot });
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(client));
-            self.app.clone().oneshot(request.map(Body::new))
+            let answer = self.app.clone().oneshot(request.map(Body::new));
+            async {
+                match timeout(self.limits.request_timeout, answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        self.counters.count(Counter::RequestTimeout);
+                        Ok((StatusCode::REQUEST_TIMEOUT, [(CONNECTION, "close")]).into_response())
+                    }
+                }
+            }
         });
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())

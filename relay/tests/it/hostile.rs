@@ -269,6 +269,19 @@ async fn slow_and_foreign_connections_are_let_go() {
     let _ = timeout(SOON, tls.read_to_end(&mut answer))
         .await
         .expect("an end");
+    // No request at all.
+    let mut tls = fixture.tls().await;
+    let _ = timeout(SOON, tls.read_to_end(&mut answer))
+        .await
+        .expect("an end");
+    // A second request that never comes.
+    let mut tls = fixture.tls().await;
+    tls.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let _ = timeout(SOON, tls.read_to_end(&mut answer))
+        .await
+        .expect("an end");
     // Headers without measure.
     for more in [
         format!("x: {}\r\n", "y".repeat(100_000)),
