@@ -27,6 +27,7 @@ export default defineConfig(({ mode }) => {
       modulePreload: { polyfill: false },
       reportCompressedSize: false,
       emptyOutDir: true,
+      copyPublicDir: mode !== "lib",
       ...(mode === "lib" && {
         rollupOptions: {
           input: { index: here("./src/index.ts"), element: here("./src/element.ts") },

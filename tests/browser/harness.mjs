@@ -153,7 +153,7 @@ export async function visit(browser, options = {}) {
     terminals,
     text,
     /** Chooses an instance in the list. */
-    choose: (instance) => page.locator(`[data-instance="${instance}"]`).click(),
+    choose: (instance) => page.locator(`[data-instance="${instance}"]`).click({ force: true }),
     phase: (index, phase, timeout = 20_000) =>
       page.waitForFunction(
         ([at, wanted]) => document.querySelector("underpass-console").terminals.at(at)?.phase === wanted,

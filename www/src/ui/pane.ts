@@ -120,6 +120,9 @@ export class Pane {
         h("div", { class: "card-actions" }, this.dismiss, this.retry),
       ),
     );
+    this.overlay.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.inspecting) this.inspect(false);
+    });
     this.panel = h(
       "div",
       { class: "panel", role: "tabpanel", id: this.id, "aria-labelledby": `${this.id}-tab` },

@@ -83,6 +83,7 @@ export class Workspace {
     this.element = h(
       "section",
       { class: "workspace", "aria-label": "Terminals" },
+      h("h1", { class: "visually-hidden" }, "Underpass console"),
       h(
         "header",
         { class: "bar", part: "bar" },
@@ -391,7 +392,7 @@ function blank(): HTMLElement {
     h(
       "div",
       { class: "blank-inner" },
-      h("h1", {}, "Choose an instance"),
+      h("h2", {}, "Choose an instance"),
       h(
         "p",
         { class: "muted" },
