@@ -70,6 +70,11 @@ export class Api {
     return this.call("DELETE", path);
   }
 
+  /** Ends the session itself: the bearer opens nothing any more. */
+  end(): Promise<unknown> {
+    return this.call("DELETE", "session");
+  }
+
   /** A certificate for an SSH key that works from the address of one peer alone. */
   certificate(org: string, publicKey: string, peer: string, signal?: AbortSignal): Promise<Certificate> {
     const path = `orgs/${encodeURIComponent(org)}/ssh/certificates`;
@@ -103,6 +108,8 @@ async function call<T>(
       cache: "no-store",
       redirect: "error",
       referrerPolicy: "no-referrer",
+      // What gives something back is sent even while the page goes away.
+      keepalive: method === "DELETE",
       signal: AbortSignal.any(signals),
     });
     text = await response.text();
@@ -138,6 +145,11 @@ function sentence(words: string | undefined): string | undefined {
   if (!words) return undefined;
   const begun = words[0]?.toUpperCase() + words.slice(1);
   return /[.!?]$/.test(begun) ? begun : `${begun}.`;
+}
+
+/** Whether the same call may well succeed in a moment: nothing was spent, nothing was decided. */
+export function isTransient(error: UnderpassError): boolean {
+  return /^(control_unreachable|timed_out|too_many_attempts|http_(429|5\d\d))$/.test(error.code);
 }
 
 /** Whether an error means that the session is over, and signing in again is what helps. */

@@ -119,7 +119,7 @@ export class UnderpassConsole extends HTMLElement {
       choose: (place) => this.open(place),
       refresh: () => void this.refresh(),
       org: (name) => this.enter(name),
-      signOut: () => this.signOut(),
+      signOut: () => void this.endSession(),
       closeDrawer: () => this.setDrawer(false),
     });
     this.signIn = new SignIn({
@@ -216,7 +216,7 @@ export class UnderpassConsole extends HTMLElement {
 
   /** Ends every terminal and forgets the session. */
   signOut(error?: UnderpassError): void {
-    this.leave();
+    void this.leave();
     this.credentialsNow = undefined;
     this.signIn.render(error);
     this.view("signed-out");
@@ -249,7 +249,7 @@ export class UnderpassConsole extends HTMLElement {
       removeEventListener("beforeunload", this.onUnload);
       removeEventListener("pagehide", this.onHide);
       clearInterval(this.statsTimer);
-      this.leave();
+      void this.leave();
     });
   }
 
@@ -257,7 +257,7 @@ export class UnderpassConsole extends HTMLElement {
   connectedMoveCallback(): void {}
 
   private async begin(refused?: UnderpassError): Promise<void> {
-    this.leave();
+    void this.leave();
     const generation = this.generation;
     this.view("loading");
     this.sidebar.loading();
@@ -297,7 +297,7 @@ export class UnderpassConsole extends HTMLElement {
   private enter(org: string): void {
     if (!this.api) return;
     if (this.workspace.panes.length > 0) this.workspace.closeAll();
-    this.link?.close();
+    void this.link?.close();
     this.org = org;
     this.apps = [];
     this.link = new Link(
@@ -337,15 +337,25 @@ export class UnderpassConsole extends HTMLElement {
     }
   }
 
-  private leave(): void {
+  /** A person signs out: the session ends at control too, once the address is given back. */
+  private async endSession(): Promise<void> {
+    const { api } = this;
+    const released = this.leave();
+    this.signOut();
+    await released;
+    await api?.end().catch(() => {});
+  }
+
+  private async leave(): Promise<void> {
     this.generation += 1;
     clearTimeout(this.listTimer);
     this.workspace.closeAll();
-    this.link?.close();
+    const released = this.link?.close();
     this.link = undefined;
     this.api = undefined;
     this.identity = undefined;
     this.apps = [];
+    await released;
   }
 
   private ground(): Ground | undefined {
@@ -437,7 +447,7 @@ export class UnderpassConsole extends HTMLElement {
   };
 
   private readonly onHide = (event: PageTransitionEvent) => {
-    if (!event.persisted) this.link?.close();
+    if (!event.persisted) void this.link?.close();
   };
 
   private emit<K extends keyof ConsoleEvents>(type: K, detail: ConsoleEvents[K]): void {

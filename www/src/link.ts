@@ -49,7 +49,8 @@ export class Link {
     const attempt = this.attempt;
     attempt.join(climber);
     const leave = () => {
-      if (attempt.leave(climber) && this.attempt === attempt && this.state === "connecting") this.close();
+      if (attempt.leave(climber) && this.attempt === attempt && this.state === "connecting")
+        void this.close();
     };
     signal.addEventListener("abort", leave, { once: true });
     try {
@@ -84,21 +85,19 @@ export class Link {
   }
 
   /** Closes the tunnel and gives the address back. `up()` after this starts afresh. */
-  close(error?: UnderpassError): void {
+  async close(error?: UnderpassError): Promise<void> {
     const attempt = this.attempt;
     this.attempt = undefined;
     clearTimeout(this.timer);
     this.error = error;
-    if (attempt) {
-      attempt.abort.abort();
-      try {
-        attempt.tunnel?.close();
-      } catch {
-        // A client that crashed has closed it already.
-      }
-      attempt.lease.then((lease) => this.api.release(this.org, lease.name)).catch(() => {});
+    attempt?.abort.abort();
+    try {
+      attempt?.tunnel?.close();
+    } catch {
+      // A client that crashed has closed it already.
     }
     this.set(error ? "closed" : "idle");
+    await attempt?.lease.then((lease) => this.api.release(this.org, lease.name)).catch(() => {});
   }
 
   private begin(): Attempt {
@@ -115,7 +114,7 @@ export class Link {
         this.set("up");
       },
       (thrown) => {
-        if (this.attempt === attempt) this.close(UnderpassError.from(thrown));
+        if (this.attempt === attempt) void this.close(UnderpassError.from(thrown));
       },
     );
     return attempt;
@@ -134,7 +133,7 @@ export class Link {
       status.hint ?? "Reconnect to start a new one.",
     );
     if (status.state === "closed") {
-      this.close(error);
+      void this.close(error);
     } else {
       this.error = error;
       this.set("reconnecting");
@@ -153,7 +152,7 @@ export class Link {
       const [before, now] = await Promise.all([attempt.lease, attempt.renew()]);
       if (this.attempt !== attempt) return;
       if (before.address !== now.address) {
-        this.close(
+        void this.close(
           new UnderpassError(
             "lease_lost",
             "This tab's address was given to someone else while it slept.",

@@ -3,7 +3,7 @@
  * login token comes in the fragment, which no server sees, is erased before anything else happens, and is
  * good once; the session lives in sessionStorage, so that F5 keeps it and closing the tab ends it.
  */
-import { Api, isSignedOut, type Login } from "./api";
+import { Api, isSignedOut, isTransient, type Login } from "./api";
 import "./element";
 import type { Credentials, ThemeChoice } from "./element";
 import { UnderpassError } from "./errors";
@@ -67,7 +67,7 @@ async function credentials(refused?: UnderpassError): Promise<Credentials | unde
     sessionStorage.removeItem(SESSION);
     const login = await Api.login("", fresh).catch((thrown) => {
       // A token is good once, but a network that failed spent nothing: keep it for "Try again".
-      if (/^(control_unreachable|timed_out|http_5)/.test(UnderpassError.from(thrown).code)) token = fresh;
+      if (isTransient(UnderpassError.from(thrown))) token = fresh;
       throw thrown;
     });
     sessionStorage.setItem(SESSION, JSON.stringify(login));
@@ -75,7 +75,13 @@ async function credentials(refused?: UnderpassError): Promise<Credentials | unde
   }
   const kept = sessionStorage.getItem(SESSION);
   if (!kept) return undefined;
-  const login = JSON.parse(kept) as Login;
+  let login: Login;
+  try {
+    login = JSON.parse(kept);
+  } catch {
+    sessionStorage.removeItem(SESSION);
+    return undefined;
+  }
   if (login.expires * 1000 > Date.now()) return login;
   sessionStorage.removeItem(SESSION);
   throw new UnderpassError(

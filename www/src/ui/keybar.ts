@@ -41,7 +41,9 @@ export class KeyBar {
       this.key("paste", "Paste", paste),
     );
     // A press must not take the focus from the terminal, or the phone's keyboard closes.
-    this.element.addEventListener("pointerdown", (event) => event.preventDefault());
+    for (const type of ["pointerdown", "mousedown"]) {
+      this.element.addEventListener(type, (event) => event.preventDefault());
+    }
   }
 
   for(view: TerminalView | undefined): void {

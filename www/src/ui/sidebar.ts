@@ -13,6 +13,9 @@ export interface SidebarHost {
   closeDrawer(): void;
 }
 
+/** Rows drawn at one time; the filter reaches the others. */
+const MAX_ROWS = 400;
+
 export class Sidebar {
   readonly element: HTMLElement;
   readonly filter = h("input", {
@@ -150,7 +153,13 @@ export class Sidebar {
         ),
       );
     } else {
-      this.body.replaceChildren(...found.map(({ app, instances }) => this.section(app, instances)));
+      let room = MAX_ROWS;
+      this.body.replaceChildren();
+      for (const { app, instances } of found) {
+        if (room > 0) this.body.append(this.section(app, instances.slice(0, room)));
+        room -= instances.length;
+      }
+      if (room < 0) this.body.append(h("p", { class: "muted app-empty" }, `${-room} more: use the filter.`));
     }
     const total = found.reduce((sum, { instances }) => sum + instances.length, 0);
     text(this.count, `${total} ${total === 1 ? "instance" : "instances"}`);

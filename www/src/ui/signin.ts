@@ -1,4 +1,5 @@
 /** The screen without a session: how to get one, and what was wrong with the last. */
+import { isTransient } from "../api";
 import type { UnderpassError } from "../errors";
 import { h, icon, mark } from "./dom";
 import { problem } from "./ladder";
@@ -53,7 +54,7 @@ export class SignIn {
 
   /** `error` absent: nobody signed in yet. Otherwise the way out depends on whether trying again can help. */
   render(error: UnderpassError | undefined): void {
-    const transient = error !== undefined && /^(control_unreachable|timed_out|http_5)/.test(error.code);
+    const transient = error !== undefined && isTransient(error);
     this.title.textContent = transient ? "No connection" : error ? "Sign in again" : "Sign in";
     this.slot.hidden = !error;
     this.slot.replaceChildren(...(error ? [h("div", { class: "problem" }, ...problem(error))] : []));

@@ -18,6 +18,8 @@ export interface WorkspaceHost {
   selected(pane: Pane | undefined): void;
 }
 
+const MAX_TERMINALS = 24;
+
 export class Workspace {
   readonly element: HTMLElement;
   readonly panes: Pane[] = [];
@@ -111,6 +113,10 @@ export class Workspace {
   open(place: Place): Pane | undefined {
     const ground = this.host.ground();
     if (!ground) return undefined;
+    if (this.panes.length >= MAX_TERMINALS) {
+      this.say(`${MAX_TERMINALS} terminals are open, the most one page holds. Close one first.`);
+      return undefined;
+    }
     const number = 1 + this.panes.filter((pane) => pane.shell.place.instance === place.instance).length;
     const pane = new Pane(
       ground,
