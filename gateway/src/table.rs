@@ -19,7 +19,7 @@ pub(crate) const IDLE: Duration = Duration::from_secs(600);
 /// A peer that answers nothing for this time is asked for a handshake.
 pub(crate) const SILENCE: Duration = Duration::from_secs(2);
 /// ... but not more often than this, as long as it answers those.
-pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(30);
+pub(crate) const PROBE_EVERY: Duration = Duration::from_secs(10);
 
 const INDEX_MASK: u32 = 0x00ff_ffff;
 /// The lengths of ranges that are owned: peers and instances.

@@ -229,7 +229,7 @@ fn a_quiet_peer_that_lives_is_left_alone() {
         .counters()
         .sessions
         .load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!(sessions, 3, "two clients, and one probe");
+    assert_eq!(sessions, 4, "two clients, and two probes");
 }
 
 #[test]
