@@ -1,7 +1,13 @@
 //! The ladder: the rungs of a connection, each timed, each with a time-out, each cancelled by one
 //! `AbortSignal`, each reported as it begins and as it ends.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
 use js_sys::Function;
 use tokio::sync::Notify;
@@ -76,6 +82,8 @@ impl Rung {
     }
 }
 
+type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + 'a>>;
+
 /// Who is told about the rungs, and what cancels the climb.
 pub(crate) struct Ladder {
     on_rung: Option<Function>,
@@ -93,14 +101,28 @@ impl Ladder {
         rung: Rung,
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
+        let mut value = None;
+        // One copy of the rest serves every kind of work.
+        self.climb_any(
+            rung,
+            Box::pin(async {
+                value = Some(work.await?);
+                Ok(())
+            }),
+        )
+        .await?;
+        value.ok_or_else(Failure::cancelled)
+    }
+
+    async fn climb_any(&self, rung: Rung, work: Work<'_>) -> Result<(), Failure> {
         let started = page::now();
         self.tell(rung, "started", None, None);
         let result = self.race(rung, work).await;
         let ms = page::now().since(started).as_secs_f64() * 1000.0;
         match result {
-            Ok(value) => {
+            Ok(()) => {
                 self.tell(rung, "done", Some(ms), None);
-                Ok(value)
+                Ok(())
             }
             Err(failure) => {
                 let failure = Failure {
@@ -113,11 +135,7 @@ impl Ladder {
         }
     }
 
-    async fn race<T>(
-        &self,
-        rung: Rung,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+    async fn race(&self, rung: Rung, mut work: Work<'_>) -> Result<(), Failure> {
         if self.signal.as_ref().is_some_and(AbortSignal::aborted) {
             return Err(Failure::cancelled());
         }
@@ -128,7 +146,6 @@ impl Ladder {
         });
         let mut cancelled = pin!(cancel.notified());
         let mut late = pin!(page::sleep(rung.limit()));
-        let mut work = pin!(work);
         poll_fn(|context| {
             if let Poll::Ready(result) = work.as_mut().poll(context) {
                 return Poll::Ready(result);

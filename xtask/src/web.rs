@@ -1,7 +1,7 @@
-//! `cargo xtask web`: from boringtun's published source to a `.wasm` under its budget, and the page.
+//! `cargo xtask web`: from published sources to a `.wasm` under its budget, and the page.
 //!
-//! Four steps, each skipped when what it reads has not changed: boringtun patched for the browser,
-//! the wasm package, wasm-bindgen's glue and wasm-opt, the page.
+//! Four steps, each skipped when what it reads has not changed: dependencies patched for the
+//! browser, the wasm package, wasm-bindgen's glue and wasm-opt, the page.
 
 use std::{
     collections::BTreeMap,
@@ -86,41 +86,58 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     page(root)
 }
 
-/// Lays out boringtun's published source with `web-client/patches/boringtun-wasm.patch` applied, in
-/// the folder that web-client's `[patch.crates-io]` names.
+/// Lays out, in the folders that web-client's `[patch.crates-io]` names, the published source of
+/// each crate named there, with `web-client/patches/NAME-wasm.patch` applied.
 pub(crate) fn prepare(root: &Path) -> anyhow::Result<()> {
-    let (version, published) = published_boringtun(root)?;
-    let patch = root.join("web-client/patches/boringtun-wasm.patch");
-    let patched = root.join(".build").join(format!("boringtun-{version}"));
-
-    let manifest = fs::read_to_string(root.join("web-client/Cargo.toml"))?;
-    if !manifest.contains(&format!("\"../.build/boringtun-{version}\"")) {
-        bail!(
-            "the native workspace uses boringtun {version}, web-client patches another version\n\
-             hint: set [patch.crates-io] in web-client/Cargo.toml to ../.build/boringtun-{version} \
-             and see that {} still fits",
-            patch.display(),
-        );
+    #[derive(Deserialize)]
+    struct Manifest {
+        patch: BTreeMap<String, BTreeMap<String, Patched>>,
+    }
+    #[derive(Deserialize)]
+    struct Patched {
+        path: PathBuf,
     }
 
-    let wanted = hash(&(fs::read(&patch)?, version)).to_string();
+    let manifest = fs::read_to_string(root.join("web-client/Cargo.toml"))?;
+    let manifest: Manifest = toml::from_str(&manifest).context("web-client/Cargo.toml")?;
+    let published = published(root)?;
+    for (name, Patched { path }) in manifest.patch.into_values().flatten() {
+        let Some((version, source)) = published.get(&name) else {
+            bail!("web-client/Cargo.toml patches {name}, which Cargo.lock does not name");
+        };
+        let folder = format!("{name}-{version}");
+        if path != Path::new("../.build").join(&folder) {
+            bail!(
+                "web-client/Cargo.toml patches {}, the native workspace uses {folder}\n\
+                 hint: write ../.build/{folder} there and see whether its patch still fits",
+                path.display(),
+            );
+        }
+        let patch = root.join(format!("web-client/patches/{name}-wasm.patch"));
+        lay_out(source, &patch, &root.join(".build").join(folder))?;
+    }
+    Ok(())
+}
+
+fn lay_out(published: &Path, patch: &Path, patched: &Path) -> anyhow::Result<()> {
+    let wanted = hash(&(fs::read(patch)?, published)).to_string();
     let stamp = patched.join(".patched");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(());
     }
     if patched.exists() {
-        fs::remove_dir_all(&patched)?;
+        fs::remove_dir_all(patched)?;
     }
-    copy_dir(&published, &patched)?;
+    copy_dir(published, patched)?;
     // Outside any repository of git's, so that paths are those of the patch.
-    let mut apply = sh::command(&patched, &["git", "apply", "--whitespace=nowarn"]);
-    apply
-        .arg(&patch)
-        .env("GIT_CEILING_DIRECTORIES", root.join(".build"));
+    let mut apply = sh::command(patched, &["git", "apply", "--whitespace=nowarn"]);
+    apply.arg(patch).env(
+        "GIT_CEILING_DIRECTORIES",
+        patched.parent().unwrap_or(patched),
+    );
     sh::run(&mut apply).with_context(|| {
         format!(
-            "{} does not apply to the source in {}\nhint: look at what changed there and write the \
-             patch anew",
+            "{} does not apply to {}\nhint: look at what changed there and write the patch anew",
             patch.display(),
             published.display(),
         )
@@ -129,8 +146,8 @@ pub(crate) fn prepare(root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The version of boringtun in the native lock file, and where cargo unpacked it.
-fn published_boringtun(root: &Path) -> anyhow::Result<(String, PathBuf)> {
+/// The crates of the native lock file: version, and where cargo unpacked the source.
+fn published(root: &Path) -> anyhow::Result<BTreeMap<String, (String, PathBuf)>> {
     #[derive(Deserialize)]
     struct Metadata {
         packages: Vec<Package>,
@@ -142,21 +159,14 @@ fn published_boringtun(root: &Path) -> anyhow::Result<(String, PathBuf)> {
         manifest_path: PathBuf,
     }
 
-    let words = ["cargo", "metadata", "--format-version=1", "--locked"];
+    let words = ["cargo", "metadata", "--format-version=1"];
     let text = sh::read(&mut sh::command(root, &words))?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata")?;
-    let Some(package) = metadata
-        .packages
-        .into_iter()
-        .find(|package| package.name == "boringtun")
-    else {
-        bail!("Cargo.lock names no boringtun");
-    };
-    let folder = package
-        .manifest_path
-        .parent()
-        .context("a manifest lies in a folder")?;
-    Ok((package.version, folder.to_owned()))
+    let sources = metadata.packages.into_iter().map(|package| {
+        let source = package.manifest_path.with_file_name("");
+        (package.name, (package.version, source))
+    });
+    Ok(sources.collect())
 }
 
 /// The glue generator in xtask and the crate in the wasm speak one version's private format.
