@@ -1,1 +1,74 @@
-//! Native transports that drive a tunnel: UDP and WebSocket
+//! Native transports that drive a [`tunnel::Tunnel`] with tokio: UDP, and WebSocket over TLS.
+//!
+//! One task owns the tunnel. Streams share a bounded buffer each with it, everything else asks it
+//! through a bounded channel; there is no lock around the tunnel, and nothing polls by sleeping.
+//! This crate knows no SSH and no zone.
+
+mod clock;
+mod driver;
+mod error;
+mod handle;
+mod link;
+mod stats;
+mod stream;
+mod tls;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use url::Url;
+
+pub use error::{CarrierError, Step};
+pub use handle::{Event, Handle, UdpSocket};
+pub use stats::{Drop as DropReason, LinkStats, Stats};
+pub use stream::{TcpListener, TcpStream};
+pub use tls::{Trust, tls_config};
+
+/// The way to the gateway.
+#[derive(Clone)]
+pub enum Transport {
+    /// WireGuard as it is, over UDP.
+    Udp {
+        /// Where the gateway listens.
+        endpoint: SocketAddr,
+    },
+    /// WireGuard inside the WebSocket of a relay.
+    WebSocket {
+        /// `wss://host:port/v1/tunnel/GATEWAY`; `ws:` for loopback alone.
+        url: Url,
+        /// What the relay asks for, never shown.
+        token: Option<String>,
+        /// See [`tls_config`].
+        tls: Arc<rustls::ClientConfig>,
+    },
+}
+
+/// The token is a secret and is not shown.
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Transport::Udp { endpoint } => {
+                f.debug_struct("Udp").field("endpoint", endpoint).finish()
+            }
+            Transport::WebSocket { url, .. } => f
+                .debug_struct("WebSocket")
+                .field("host", &url.host_str())
+                .finish_non_exhaustive(),
+        }
+    }
+}
+
+/// Starts a carrier on the current tokio runtime and sends the first handshake.
+///
+/// Over a WebSocket this returns when the relay has accepted the session: what is wrong with the
+/// relay, its certificate or the token shows here. [`Handle::ready`] waits for the gateway.
+pub async fn start(config: tunnel::Config, transport: Transport) -> Result<Handle, CarrierError> {
+    let (link, target) = match transport {
+        Transport::Udp { endpoint } => (link::Link::Udp(link::UdpLink::open(endpoint)?), None),
+        Transport::WebSocket { url, token, tls } => {
+            let target = Arc::new(link::Target::new(url, token, tls)?);
+            let link = Box::pin(link::WebSocketLink::open(Arc::clone(&target))).await?;
+            (link::Link::WebSocket(link), Some(target))
+        }
+    };
+    Ok(driver::spawn(config, link, target))
+}
