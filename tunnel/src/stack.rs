@@ -3,7 +3,8 @@
 //! [`Stack`] performs no I/O, reads no clock and holds no source of randomness. Module `stack` is
 //! the only one that names smoltcp, and uses of it the TCP engine alone: one engine socket per
 //! stream, found by its four-tuple, so that a packet costs the same with one stream as with a
-//! thousand. Demultiplexing, listening, UDP, ICMPv6, time limits and events are done here.
+//! thousand. Demultiplexing, listening, loss recovery, UDP, ICMPv6, time limits and events are
+//! done here.
 //!
 //! # Driving it
 //! After any call that takes `now`, take packets from [`Stack::poll_transmit`] until it says
@@ -24,6 +25,7 @@ mod error;
 mod flow;
 mod icmp;
 mod packet;
+mod recovery;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -47,8 +49,8 @@ pub use drops::{Drop, Drops};
 pub use error::{CloseReason, PingError, StackError, StreamError, Unreachable};
 use flow::{Flow, FlowKey};
 use icmp::{Pings, Tokens};
-use packet::{ICMPV6, Ipv6, TCP, UDP};
 pub(crate) use packet::wants_answer;
+use packet::{ICMPV6, Ipv6, TCP, UDP};
 pub use udp::Datagram;
 use udp::UdpSockets;
 
@@ -94,7 +96,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            memory: 256 << 20,
+            memory: 384 << 20,
             streams: 1024,
             udp_sockets: 256,
             udp_queue: 256 << 10,
@@ -117,7 +119,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// Bytes of one buffer; a stream has two.
+    /// Bytes of one buffer; a stream counts for three.
     pub const fn window(self) -> usize {
         match self {
             Class::Interactive => 64 << 10,
@@ -221,6 +223,7 @@ pub struct Stack {
     /// Feeds the engine what is for nobody: it answers with a reset.
     nobody: SocketSet<'static>,
     outbox: Outbox,
+    scratch: Vec<u8>,
     flows: BTreeMap<StreamId, Flow>,
     by_key: BTreeMap<FlowKey, StreamId>,
     listeners: BTreeMap<u16, Listener>,
@@ -287,6 +290,7 @@ impl Stack {
             engines,
             nobody: SocketSet::new(Vec::new()),
             outbox,
+            scratch: Vec::new(),
             flows: BTreeMap::new(),
             by_key: BTreeMap::new(),
             listeners: BTreeMap::new(),

@@ -173,13 +173,18 @@ impl Tunnel {
     /// Takes a datagram from the wire. What is no WireGuard of our peer's is counted and dropped.
     pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) {
         let received = self.peer.handle_datagram(now, None, datagram);
+        let mut back = false;
         if received.is_ok_and(|received| received.authenticated) {
-            self.unanswered = None;
+            let silent = self.unanswered.take();
+            back = silent.is_some_and(|since| now.since(since) >= LULL);
             self.silence_told = false;
         }
         while let Some(packet) = self.peer.poll_packet() {
             self.stack.handle_packet(now, &packet);
             self.stack.recycle(packet);
+        }
+        if back {
+            self.stack.nudge(now);
         }
         self.resolver.poll(now, &mut self.stack);
     }
@@ -450,5 +455,8 @@ impl fmt::Debug for Tunnel {
     }
 }
 
+/// A path that was silent for this long and is not any more is used at once: retransmissions may
+/// have backed off to a minute.
+const LULL: Duration = Duration::from_secs(1);
 /// Data unanswered for this long makes a path suspect.
 const SILENCE: Duration = Duration::from_secs(3);

@@ -4,13 +4,15 @@ use std::{fmt::Write, time::Duration};
 
 use sim::{Figures, LinkConfig, Side, World, WorldConfig, tunnel::Class};
 
-/// From the server to the client for ten seconds.
+/// From the server to the client for twenty seconds.
 fn download(link: LinkConfig, seed: u64) -> Figures {
     let mut world = World::new(WorldConfig {
         seed,
         ..WorldConfig::both(link)
     });
-    let (client, server) = world.connect(Class::Bulk).unwrap();
+    let (client, server) = world
+        .connect(Class::Bulk)
+        .expect("the link lets some through");
     let (from, to) = ((Side::Server, server), (Side::Client, client));
     world.transfer(from, to, u64::MAX, Duration::from_secs(20))
 }

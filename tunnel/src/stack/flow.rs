@@ -10,7 +10,11 @@ use smoltcp::{
     socket::tcp::{Socket, SocketBuffer, State},
 };
 
-use super::{Class, CloseReason, ListenerId, StackEvent, StreamId, Unreachable, packet::Tcp};
+use super::{
+    Class, CloseReason, ListenerId, StackEvent, StreamId, Unreachable,
+    packet::{Segment, Tcp},
+    recovery::{Recovery, before},
+};
 use crate::Instant;
 
 /// A four-tuple, ports first: they tell flows apart soonest.
@@ -85,6 +89,11 @@ pub(super) struct Flow {
     /// What the other side has acknowledged, and the end of what was sent.
     acknowledged: u32,
     sent: Option<u32>,
+    /// The end of what the other side has sent.
+    pub(super) heard_until: u32,
+    /// Acknowledgement and window as last sent.
+    pub(super) said: (u32, u16),
+    pub(super) recovery: Recovery,
 
     wants_read: bool,
     wants_write: bool,
@@ -129,6 +138,9 @@ impl Flow {
             state: State::Closed,
             acknowledged: 0,
             sent: None,
+            heard_until: 0,
+            said: (0, 0),
+            recovery: Recovery::new(class.window()),
             wants_read: true,
             wants_write: false,
             events: 0,
@@ -162,6 +174,10 @@ impl Flow {
     pub(super) fn hear(&mut self, now: Instant, segment: &Tcp) {
         self.heard = now;
         self.trouble = None;
+        let end = segment.sequence.wrapping_add(segment.length);
+        if segment.syn() || before(self.heard_until, end) {
+            self.heard_until = end;
+        }
         if let Some(sent) = self.sent
             && segment.ack()
             && is_between(segment.acknowledged, self.acknowledged, sent)
@@ -171,7 +187,9 @@ impl Flow {
     }
 
     /// A segment of ours leaves.
-    pub(super) fn note_sent(&mut self, segment: &Tcp) {
+    pub(super) fn note_sent(&mut self, now: Instant, segment: &Tcp, sent: &Segment<'_>) {
+        self.said = (segment.acknowledged, segment.window);
+        self.recovery.note_sent(now, sent);
         let end = segment.sequence.wrapping_add(segment.length);
         match self.sent {
             None => {
@@ -180,6 +198,21 @@ impl Flow {
             }
             Some(sent) if is_between(sent, self.acknowledged, end) => self.sent = Some(end),
             Some(_) => {}
+        }
+    }
+
+    /// Nothing waits for an acknowledgement before it is sent: Nagle's algorithm is off. But where
+    /// a transfer has more than a full segment to send, and several on their way, a congestion
+    /// window with room for less waits for more (RFC 1122 section 4.2.3.4). The engine's Nagle
+    /// does just that.
+    pub(super) fn avoid_small_segments(&mut self, mtu: usize) {
+        let on_its_way =
+            self.sent
+                .map_or(0, |sent| sent.wrapping_sub(self.acknowledged)) as usize;
+        let unsent = self.socket().send_queue().saturating_sub(on_its_way);
+        let transfer = unsent >= mtu && on_its_way >= 8 * mtu;
+        if transfer != self.socket().nagle_enabled() {
+            self.socket_mut().set_nagle_enabled(transfer);
         }
     }
 
@@ -332,8 +365,9 @@ impl Flow {
     }
 }
 
+/// What is received, what is to be sent, and what is on its way.
 pub(super) fn memory_of(class: Class) -> usize {
-    2 * class.window()
+    3 * class.window()
 }
 
 pub(super) fn engine_time(now: Instant) -> smoltcp::time::Instant {

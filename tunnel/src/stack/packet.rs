@@ -64,9 +64,71 @@ pub(super) struct Tcp {
     pub(super) destination: u16,
     pub(super) sequence: u32,
     pub(super) acknowledged: u32,
-    flags: u8,
+    pub(super) flags: u8,
+    /// As written: not scaled.
+    pub(super) window: u16,
     /// Sequence numbers used: payload, SYN and FIN.
     pub(super) length: u32,
+    /// Header and options.
+    offset: usize,
+}
+
+/// What a segment of ours puts on the way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment<'p> {
+    pub(super) sequence: u32,
+    pub(super) end: u32,
+    pub(super) flags: u8,
+    pub(super) payload: &'p [u8],
+}
+
+/// What a segment says of selective acknowledgement (RFC 2018).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Sack {
+    /// A SYN: its sender would like it.
+    pub(super) permitted: bool,
+    blocks: [(u32, u32); 4],
+    count: usize,
+}
+
+impl Sack {
+    pub(super) fn parse(packet: &Ipv6<'_>, segment: &Tcp) -> Sack {
+        let mut sack = Sack::default();
+        let mut options = packet.payload().get(20..segment.offset).unwrap_or_default();
+        while let [kind, rest @ ..] = options {
+            let (data, after) = match (kind, rest) {
+                (0, _) => break,
+                (1, _) => (&[][..], rest),
+                (_, [length, rest @ ..]) => {
+                    let length = usize::from(*length).checked_sub(2);
+                    match length.and_then(|length| rest.split_at_checked(length)) {
+                        Some(split) => split,
+                        None => break,
+                    }
+                }
+                (_, []) => break,
+            };
+            match kind {
+                4 => sack.permitted = true,
+                5 => {
+                    for block in data.as_chunks::<8>().0.iter().take(4) {
+                        sack.blocks[sack.count] = (word(block, 0), word(block, 4));
+                        sack.count += 1;
+                        if sack.count == 4 {
+                            return sack;
+                        }
+                    }
+                }
+                _ => {}
+            }
+            options = after;
+        }
+        sack
+    }
+
+    pub(super) fn blocks(&self) -> &[(u32, u32)] {
+        &self.blocks[..self.count]
+    }
 }
 
 impl Tcp {
@@ -83,8 +145,27 @@ impl Tcp {
             sequence: word(header, 4),
             acknowledged: word(header, 8),
             flags,
+            window: half(header, 14),
             length: u32::try_from(payload).ok()? + control,
+            offset,
         })
+    }
+
+    pub(super) fn segment<'p>(&self, packet: &Ipv6<'p>) -> Segment<'p> {
+        Segment {
+            sequence: self.sequence,
+            end: self.sequence.wrapping_add(self.length),
+            flags: self.flags,
+            payload: &packet.payload()[self.offset..],
+        }
+    }
+
+    pub(super) fn syn(&self) -> bool {
+        self.flags & 2 != 0
+    }
+
+    pub(super) fn rst(&self) -> bool {
+        self.flags & 4 != 0
     }
 
     pub(super) fn fin(&self) -> bool {
@@ -104,7 +185,9 @@ impl Tcp {
 /// Whether the other side has something to say to a packet of ours as soon as it has it: data, an
 /// opening or an end of TCP, an echo request, a DNS query. An acknowledgement wants none.
 pub(crate) fn wants_answer(bytes: &[u8]) -> bool {
-    let Some(packet) = Ipv6::parse(bytes) else { return false };
+    let Some(packet) = Ipv6::parse(bytes) else {
+        return false;
+    };
     let start = packet.payload();
     match packet.next {
         TCP => Tcp::parse(&packet).is_some_and(|segment| segment.length > 0),
@@ -277,21 +360,29 @@ pub(super) fn write_icmp_error(
     seal(out, source, destination, ICMPV6, 2);
 }
 
-/// Writes the bare acknowledgement that answers `segment` into `out`: a TIME-WAIT in one packet.
-pub(super) fn write_tcp_ack(
+/// Writes a TCP segment without options into `out`.
+pub(super) fn write_tcp(
     out: &mut Vec<u8>,
-    source: Ipv6Addr,
-    destination: Ipv6Addr,
-    segment: &Tcp,
+    (source, source_port): (Ipv6Addr, u16),
+    (destination, destination_port): (Ipv6Addr, u16),
+    (sequence, acknowledged, window): (u32, u32, u16),
+    flags: u8,
+    payload: &[u8],
 ) {
-    start(out, source, destination, TCP, 20);
-    out.extend_from_slice(&segment.destination.to_be_bytes());
-    out.extend_from_slice(&segment.source.to_be_bytes());
-    out.extend_from_slice(&segment.acknowledged.to_be_bytes());
-    out.extend_from_slice(&segment.sequence.wrapping_add(segment.length).to_be_bytes());
-    out.extend_from_slice(&[5 << 4, 16, 0xff, 0xff, 0, 0, 0, 0]);
+    start(out, source, destination, TCP, 20 + payload.len());
+    out.extend_from_slice(&source_port.to_be_bytes());
+    out.extend_from_slice(&destination_port.to_be_bytes());
+    out.extend_from_slice(&sequence.to_be_bytes());
+    out.extend_from_slice(&acknowledged.to_be_bytes());
+    out.extend_from_slice(&[5 << 4, flags]);
+    out.extend_from_slice(&window.to_be_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(payload);
     seal(out, source, destination, TCP, 16);
 }
+
+/// The flag of an acknowledgement, for [`write_tcp`].
+pub(super) const ACK: u8 = 16;
 
 /// Makes the checksum of a packet that was tampered with right again.
 #[cfg(test)]

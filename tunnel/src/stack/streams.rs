@@ -8,11 +8,11 @@ use smoltcp::{
 };
 
 use super::{
-    Class, CloseReason, Drop, Link, Listener, ListenerId, Notice, Stack, StackError, StreamError,
-    StreamId, Unreachable,
+    Class, CloseReason, Drop, Link, Listener, ListenerId, Notice, Outbox, Stack, StackError,
+    StreamError, StreamId, Unreachable,
     flow::{self, Flow, FlowKey, Phase},
     is_unicast,
-    packet::{self, Ipv6, Tcp},
+    packet::{self, Ipv6, Sack, Tcp},
 };
 use crate::Instant;
 
@@ -295,9 +295,13 @@ impl Stack {
         self.drops.count(Drop::NoStream);
         if self.time_waits.contains(now, &key) {
             if segment.fin() && segment.ack() {
-                let (source, destination) = (packet.destination, packet.source);
-                self.outbox
-                    .push_with(|out| packet::write_tcp_ack(out, source, destination, &segment));
+                // The acknowledgement of their goodbye was lost: here it is again.
+                let end = segment.sequence.wrapping_add(segment.length);
+                let (ours, theirs) = ((key.local, key.local_port), (key.remote, key.remote_port));
+                self.outbox.push_with(|out| {
+                    let numbers = (segment.acknowledged, end, u16::MAX);
+                    packet::write_tcp(out, ours, theirs, numbers, packet::ACK, &[]);
+                });
             }
             return;
         }
@@ -344,13 +348,31 @@ impl Stack {
             return;
         };
         flow.hear(now, segment);
-        let mut link = Link {
-            packet: Some(packet.bytes),
-            outbox: &mut self.outbox,
-            mtu: self.mtu,
+        let sack = Sack::parse(packet, segment);
+        let advice = flow.recovery.note_arrived(now, segment, &sack);
+        if let Some(first) = advice.split {
+            self.tell(now, id, first, segment.window, 1);
+        }
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
         };
-        let engine = &mut self.engines[usize::from(flow.narrow)];
-        engine.poll_ingress_single(flow::engine_time(now), &mut link, &mut flow.set);
+        if advice.feed {
+            let before = self.outbox.packets;
+            let mut link = Link {
+                packet: Some(packet.bytes),
+                outbox: &mut self.outbox,
+                mtu: self.mtu,
+            };
+            let engine = &mut self.engines[usize::from(flow.narrow)];
+            engine.poll_ingress_single(flow::engine_time(now), &mut link, &mut flow.set);
+            if self.outbox.packets != before {
+                note_sent(now, flow, &self.outbox);
+            }
+        }
+        self.send_again(now, id, advice.signal);
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
         if flow.orphan.is_some() && flow.socket().can_recv() {
             // Nobody will read it: say so, instead of a window that closes for ever.
             self.reset(now, id);
@@ -358,6 +380,62 @@ impl Stack {
         }
         self.settle(now, id);
         self.make_ready(id);
+    }
+
+    /// Tells the engine of an acknowledgement, so many times.
+    fn tell(&mut self, now: Instant, id: StreamId, acknowledged: u32, window: u16, times: u32) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let ours = (flow.key.local, flow.key.local_port);
+        let theirs = (flow.key.remote, flow.key.remote_port);
+        let numbers = (flow.heard_until, acknowledged, window);
+        packet::write_tcp(&mut self.scratch, theirs, ours, numbers, packet::ACK, &[]);
+        for _ in 0..times {
+            let mut link = Link {
+                packet: Some(&self.scratch),
+                outbox: &mut self.outbox,
+                mtu: self.mtu,
+            };
+            let engine = &mut self.engines[usize::from(flow.narrow)];
+            engine.poll_ingress_single(flow::engine_time(now), &mut link, &mut flow.set);
+        }
+    }
+
+    /// Sends what is lost and may be sent again, and tells the engine of a loss by three
+    /// acknowledgements that repeat the last.
+    fn send_again(&mut self, now: Instant, id: StreamId, signal: bool) {
+        let told = self.flows.get(&id).and_then(|flow| flow.recovery.told());
+        if let Some((acknowledged, window)) = told.filter(|_| signal) {
+            self.tell(now, id, acknowledged, window, 3);
+        }
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let ours = (flow.key.local, flow.key.local_port);
+        let theirs = (flow.key.remote, flow.key.remote_port);
+        let (acknowledged, window) = flow.said;
+        while self.outbox.has_room()
+            && let Some((sequence, flags, payload)) = flow.recovery.next(now)
+        {
+            let numbers = (sequence, acknowledged, window);
+            self.outbox
+                .push_with(|out| packet::write_tcp(out, ours, theirs, numbers, flags, payload));
+        }
+    }
+
+    /// A path is back, or is another: what is on its way over each stream is probed at once,
+    /// instead of after a time-out that has grown to a minute.
+    pub fn nudge(&mut self, now: Instant) {
+        let now = self.advance(now);
+        let ids: Vec<StreamId> = self.flows.keys().copied().collect();
+        for id in ids {
+            if let Some(flow) = self.flows.get_mut(&id) {
+                flow.recovery.nudge(now);
+            }
+            self.send_again(now, id, false);
+            self.settle(now, id);
+        }
     }
 
     /// Lets a stream send one packet, and puts it at the end of the queue if it did.
@@ -369,6 +447,7 @@ impl Stack {
             return;
         }
         let before = self.outbox.packets;
+        flow.avoid_small_segments(self.mtu);
         let mut link = Link {
             packet: None,
             outbox: &mut self.outbox,
@@ -378,11 +457,7 @@ impl Stack {
         let engine_now = flow::engine_time(now);
         engine.poll_egress(engine_now, &mut link, &mut flow.set);
         if self.outbox.packets != before {
-            if let Some(sent) = self.outbox.last().and_then(Ipv6::parse)
-                && let Some(segment) = Tcp::parse(&sent)
-            {
-                flow.note_sent(&segment);
-            }
+            note_sent(now, flow, &self.outbox);
             self.settle(now, id);
             return self.make_ready(id);
         }
@@ -407,6 +482,13 @@ impl Stack {
 
     /// A stream's timer has gone off.
     pub(super) fn expire(&mut self, now: Instant, id: StreamId) {
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        if flow.recovery.due().is_some_and(|due| due <= now) && flow.phase == Phase::Open {
+            let signal = flow.recovery.handle_timeout(now);
+            self.send_again(now, id, signal);
+        }
         let Some(flow) = self.flows.get(&id) else {
             return;
         };
@@ -503,7 +585,8 @@ impl Stack {
         }
         flow.note_waiting(now);
         flow.note_data_and_room();
-        if let Some((at, _)) = flow.given_up() {
+        let given_up = flow.given_up().map(|(at, _)| at);
+        if let Some(at) = given_up.into_iter().chain(flow.recovery.due()).min() {
             set_timer(&mut self.timers, id, flow, at);
         }
         self.notice(id);
@@ -624,6 +707,15 @@ impl Stack {
     fn flow(&mut self, id: StreamId) -> Result<&mut Flow, StreamError> {
         let flow = self.flows.get_mut(&id).filter(|flow| flow.orphan.is_none());
         flow.ok_or(StreamError::Unknown)
+    }
+}
+
+/// The last packet in the outbox is of this stream.
+fn note_sent(now: Instant, flow: &mut Flow, outbox: &Outbox) {
+    if let Some(sent) = outbox.last().and_then(Ipv6::parse)
+        && let Some(segment) = Tcp::parse(&sent)
+    {
+        flow.note_sent(now, &segment, &segment.segment(&sent));
     }
 }
 

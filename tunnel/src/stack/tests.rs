@@ -339,6 +339,117 @@ fn packet_too_big_narrows_a_stream_and_those_that_follow() {
 }
 
 #[test]
+fn a_lost_keystroke_is_repeated_after_two_round_trips() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Interactive);
+    let mut buffer = [0; 10];
+    for _ in 0..10 {
+        pair.a.write(pair.now, client, b"k").unwrap();
+        pair.run(second());
+        assert_eq!(pair.b.read(pair.now, server, &mut buffer), Ok(1));
+        assert!(pair.b.read(pair.now, server, &mut buffer).is_err());
+    }
+    pair.events();
+    pair.pass = |_, _, _| false;
+    pair.a.write(pair.now, client, b"k").unwrap();
+    pair.drain();
+    pair.pass = |_, _, _| true;
+    let begun = pair.now;
+    while pair.events.is_empty() {
+        assert!(pair.step());
+    }
+    assert_eq!(pair.events(), [(Side::B, StackEvent::Readable(server))]);
+    let took = pair.now.since(begun);
+    assert!(
+        took < second() / 6,
+        "{took:?}: the engine alone takes a second"
+    );
+}
+
+#[test]
+fn a_burst_of_losses_is_repaired_without_a_time_out() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Bulk);
+    let mut buffer = vec![0; 1 << 20];
+    pair.a.write(pair.now, client, &[1; 300_000]).unwrap();
+    pair.run(second());
+    assert_eq!(pair.b.read(pair.now, server, &mut buffer), Ok(300_000));
+    pair.pass = |_, nth, packet| packet.len() < 1000 || !nth.is_multiple_of(10);
+    let begun = pair.now;
+    let sent = pair.a.stats().tx_packets;
+    pair.a.write(pair.now, client, &[2; 300_000]).unwrap();
+    let (mut progress, mut at) = (0, begun);
+    while pair.b.stats().buffered < 300_000 {
+        assert!(pair.step());
+        if pair.b.stats().buffered > progress {
+            (progress, at) = (pair.b.stats().buffered, pair.now);
+        }
+        let stall = pair.now.since(at);
+        assert!(stall < second() / 5, "{stall:?} at {progress}");
+    }
+    let sent = pair.a.stats().tx_packets - sent;
+    assert!(sent < 221 * 3 / 2, "{sent} packets for 221 segments");
+    assert!(pair.now.since(begun) < 2 * second());
+}
+
+#[test]
+fn packets_that_change_places_are_not_taken_for_lost() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Bulk);
+    let mut buffer = vec![0; 1 << 20];
+    let mut sent = 0;
+    for round in 0..20 {
+        sent = pair.a.stats().tx_packets;
+        pair.a.write(pair.now, client, &[1; 100_000]).unwrap();
+        let end = pair.now + second();
+        pair.drain();
+        while pair.next().is_some_and(|next| next <= end) {
+            // Every seventh packet is overtaken by those of the next two milliseconds.
+            pair.drain();
+            let late: Vec<_> = pair
+                .wire
+                .keys()
+                .copied()
+                .filter(|(_, nth)| nth % 7 == 0)
+                .collect();
+            for (at, nth) in late {
+                if at.since(pair.now) == DELAY {
+                    let packet = pair.wire.remove(&(at, nth)).unwrap();
+                    pair.wire
+                        .insert((at + Duration::from_millis(2), nth + (1 << 40)), packet);
+                }
+            }
+            pair.step();
+        }
+        pair.now = end;
+        assert_eq!(
+            pair.b.read(pair.now, server, &mut buffer),
+            Ok(100_000),
+            "round {round}"
+        );
+    }
+    let again = pair.a.stats().tx_packets - sent - 74;
+    assert!(again <= 2, "{again} packets too many in the last round");
+}
+
+#[test]
+fn a_nudge_sends_what_a_time_out_would_send_much_later() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Interactive);
+    pair.a.write(pair.now, client, b"first").unwrap();
+    pair.run(second());
+    let mut buffer = [0; 10];
+    pair.b.read(pair.now, server, &mut buffer).unwrap();
+    pair.pass = |_, _, _| false;
+    pair.a.write(pair.now, client, b"second").unwrap();
+    pair.run(100 * second());
+    pair.pass = |_, _, _| true;
+    pair.a.nudge(pair.now);
+    pair.run(second() / 10);
+    assert_eq!(pair.b.read(pair.now, server, &mut buffer), Ok(6));
+}
+
+#[test]
 fn a_slow_reader_closes_the_window_and_wakes_when_it_opens() {
     let mut pair = Pair::new();
     let (client, server) = pair.connected(Class::Interactive);
@@ -418,7 +529,7 @@ fn a_link_that_takes_nothing_makes_writers_block() {
 #[test]
 fn memory_and_streams_are_bounded_with_a_clear_error() {
     let limits = Limits {
-        memory: 5 << 20,
+        memory: 7 << 20,
         streams: 30,
         ..Limits::default()
     };
@@ -427,9 +538,9 @@ fn memory_and_streams_are_bounded_with_a_clear_error() {
     connect(Class::Bulk).unwrap();
     connect(Class::Bulk).unwrap();
     let refused = connect(Class::Bulk).unwrap_err();
-    assert_eq!(refused, StackError::Memory { limit: 5 << 20 });
-    insta::assert_snapshot!(refused, @"the streams of this tunnel use all of their 5242880 bytes of memory; hint: close some");
-    for _ in 0..8 {
+    assert_eq!(refused, StackError::Memory { limit: 7 << 20 });
+    insta::assert_snapshot!(refused, @"the streams of this tunnel use all of their 7340032 bytes of memory; hint: close some");
+    for _ in 0..5 {
         connect(Class::Interactive).unwrap();
     }
     assert_eq!(
@@ -457,7 +568,7 @@ fn a_flood_of_half_open_streams_is_bounded_and_passes() {
     let stats = pair.b.stats();
     assert_eq!((stats.half_open, stats.streams), (64, 64));
     assert_eq!(stats.drops.get(Drop::Backlog), 936);
-    assert_eq!(stats.memory, 64 * 2 * Class::Bulk.window());
+    assert_eq!(stats.memory, 64 * 3 * Class::Bulk.window());
     // Ten seconds after the last SYN they are gone.
     pair.a = stack(&[A], 4, limits);
     pair.run(10 * second());
