@@ -1,1 +1,74 @@
-fn main() {}
+//! `underpass`: WireGuard that gets through.
+//!
+//! One binary holds the client commands and the server roles. Arguments become configuration here,
+//! before anything is opened; what a command does lies in a module of its name.
+
+mod api;
+mod client;
+mod data_dir;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// WireGuard that gets through.
+///
+/// Carries WireGuard over TLS WebSockets where UDP is blocked, and opens a shell on a `.internal`
+/// instance from a browser tab or a terminal, end to end encrypted.
+#[derive(Parser)]
+#[command(name = "underpass", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole system in one process: control, relay, gateway, names and the console
+    Up(up::Args),
+    /// Print a fresh URL of the browser console
+    Console(client::console::Args),
+    /// List and create organisations
+    #[command(subcommand)]
+    Orgs(client::orgs::Command),
+    /// List apps and their instances
+    Apps(client::apps::Args),
+    /// Start and stop the instances of a demo
+    #[command(subcommand)]
+    Instances(client::instances::Command),
+    /// Create, list and remove WireGuard peers
+    #[command(subcommand, visible_alias = "wg")]
+    Wireguard(client::wireguard::Command),
+    /// Keys and certificates for SSH
+    #[command(subcommand)]
+    Ssh(client::ssh::Command),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  underpass up --demo                            everything on this machine, with a console URL
+  underpass console                              a fresh URL of the console
+  underpass wireguard create --org demo laptop   a configuration file for any WireGuard client
+  underpass ssh issue --org demo ~/.ssh/id_demo  a key and certificate for stock OpenSSH";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Up(args) => Box::pin(up::run(args)).await,
+        Command::Console(args) => client::console::run(args).await,
+        Command::Orgs(command) => client::orgs::run(command).await,
+        Command::Apps(args) => client::apps::run(args).await,
+        Command::Instances(command) => client::instances::run(command).await,
+        Command::Wireguard(command) => client::wireguard::run(command).await,
+        Command::Ssh(command) => client::ssh::run(command).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("underpass: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

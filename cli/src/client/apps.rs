@@ -1,0 +1,66 @@
+//! `underpass apps`
+
+use serde::{Deserialize, Serialize};
+
+use crate::{api::Api, client::OrgArg, data_dir::DataDirArg};
+
+/// List apps and their instances.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    #[command(flatten)]
+    org: OrgArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What control answers for an organisation's apps.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Apps {
+    apps: Vec<App>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct App {
+    name: String,
+    instances: Vec<Instance>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Instance {
+    id: String,
+    region: String,
+    address: String,
+    started: bool,
+}
+
+/// Prints one line per instance.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let api = Api::local(&args.data_dir).await?;
+    let org = args.org.choose(&api).await?;
+    let apps: Apps = api.get(&format!("/api/v1/orgs/{org}/apps")).await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&apps)?);
+        return Ok(());
+    }
+    println!(
+        "{:<16} {:<16} {:<8} {:<8} ADDRESS",
+        "APP", "INSTANCE", "REGION", "STATE"
+    );
+    for app in &apps.apps {
+        for instance in &app.instances {
+            let state = if instance.started {
+                "started"
+            } else {
+                "stopped"
+            };
+            println!(
+                "{:<16} {:<16} {:<8} {state:<8} {}",
+                app.name, instance.id, instance.region, instance.address
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! `underpass instances`
+
+use crate::{data_dir::DataDirArg, up};
+
+/// Start and stop the instances of a demo.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Stop an instance: its name is no longer answered, its SSH server ends
+    Stop(Args),
+    /// Start a stopped instance
+    Start(Args),
+}
+
+/// Which one.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The instance's id, as `underpass apps` lists it
+    id: String,
+    #[command(flatten)]
+    data_dir: DataDirArg,
+}
+
+/// Writes the wish to the store; the demo that owns the instance follows within a second.
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    let (args, started) = match command {
+        Command::Stop(args) => (args, false),
+        Command::Start(args) => (args, true),
+    };
+    up::set_instance_started(&args.data_dir, &args.id, started)?;
+    println!(
+        "{} is {}",
+        args.id,
+        if started { "started" } else { "stopped" }
+    );
+    Ok(())
+}

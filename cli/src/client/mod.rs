@@ -1,0 +1,78 @@
+//! The commands that speak to a running system.
+
+pub(crate) mod apps;
+pub(crate) mod console;
+pub(crate) mod instances;
+pub(crate) mod orgs;
+pub(crate) mod ssh;
+pub(crate) mod wireguard;
+
+use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::api::Api;
+
+/// `--org ORG`, for commands that work within one organisation.
+#[derive(clap::Args, Debug)]
+pub(crate) struct OrgArg {
+    /// The organisation; may be left out where there is only one
+    #[arg(long, short, value_name = "ORG", env = "UNDERPASS_ORG")]
+    pub(crate) org: Option<String>,
+}
+
+impl OrgArg {
+    /// The organisation meant: the one named, or the only one.
+    pub(crate) async fn choose(&self, api: &Api) -> anyhow::Result<String> {
+        if let Some(org) = &self.org {
+            return Ok(org.clone());
+        }
+        let mut names: Vec<String> = list(api).await?.into_iter().map(|org| org.name).collect();
+        match names.len() {
+            0 => bail!("there is no organisation yet\nhint: underpass orgs create NAME"),
+            1 => Ok(names.remove(0)),
+            _ => bail!(
+                "which organisation?\nhint: --org with one of {}",
+                names.join(", ")
+            ),
+        }
+    }
+}
+
+/// An organisation, as control lists it.
+#[derive(Debug, Deserialize, serde::Serialize)]
+pub(crate) struct Org {
+    /// Its name, a DNS label.
+    pub(crate) name: String,
+}
+
+/// The organisations of the caller.
+pub(crate) async fn list(api: &Api) -> anyhow::Result<Vec<Org>> {
+    #[derive(Deserialize)]
+    struct Orgs {
+        orgs: Vec<Org>,
+    }
+    Ok(api.get::<Orgs>("/api/v1/orgs").await?.orgs)
+}
+
+/// Writes a new file that its owner alone can read (mode 0600); an old one stays unless told.
+pub(crate) fn write_secret(path: &Path, text: &str, overwrite: bool) -> anyhow::Result<()> {
+    let shown = path.display();
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).mode(0o600);
+    if overwrite {
+        // A file that others could read would stay readable: make the new one from nothing.
+        if path.exists() {
+            std::fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
+        }
+    } else if path.exists() {
+        bail!("{shown} exists already\nhint: choose another name, or say --overwrite");
+    }
+    let mut file = options
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot write {shown}"))?;
+    file.write_all(text.as_bytes())
+        .with_context(|| format!("cannot write {shown}"))
+}

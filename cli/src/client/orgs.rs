@@ -1,0 +1,52 @@
+//! `underpass orgs`
+
+use serde_json::json;
+
+use crate::{api::Api, client, data_dir::DataDirArg, up};
+
+/// List and create organisations.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum Command {
+    /// List the organisations
+    List(Args),
+    /// Create an organisation, with a private network and SSH CAs of its own
+    Create {
+        /// Its name: letters, digits and dashes
+        name: String,
+        #[command(flatten)]
+        args: Args,
+    },
+}
+
+/// What every `orgs` command takes.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of them.
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::List(args) => {
+            let orgs = client::list(&Api::local(&args.data_dir).await?).await?;
+            if args.json {
+                println!("{}", json!({ "orgs": orgs }));
+            } else {
+                orgs.iter().for_each(|org| println!("{}", org.name));
+            }
+        }
+        Command::Create { name, args } => {
+            let network = up::create_org(&args.data_dir.find()?, &name)?;
+            if args.json {
+                println!("{}", json!({ "name": name, "network": network }));
+            } else {
+                println!("{name} has the private network {network}");
+            }
+        }
+    }
+    Ok(())
+}

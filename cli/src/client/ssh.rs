@@ -1,0 +1,137 @@
+//! `underpass ssh`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use http::Method;
+use serde::Deserialize;
+use serde_json::json;
+use ssh_key::{Algorithm, LineEnding, PrivateKey, private::Ed25519Keypair, private::KeypairData};
+
+use crate::{
+    api::Api,
+    client::{self, OrgArg},
+    data_dir::DataDirArg,
+};
+
+/// Keys and certificates for SSH.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Make a key and have it certified, for stock OpenSSH
+    ///
+    /// Writes PATH (mode 0600), PATH-cert.pub, and PATH-known_hosts, which lets ssh verify every
+    /// instance by the organisation's host CA.
+    #[command(
+        after_help = "Example:\n  underpass ssh issue --org demo ./id_demo\n  ssh -i ./id_demo -o UserKnownHostsFile=./id_demo-known_hosts root@web.internal"
+    )]
+    Issue(Issue),
+}
+
+/// Arguments of `ssh issue`.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Issue {
+    /// Where to write the private key
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// How long the certificate lives
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=72))]
+    hours: u32,
+    /// A user name to log in as; may be given again [default: root and fly]
+    #[arg(long, short, value_name = "USER")]
+    user: Vec<String>,
+    /// Replace files that exist
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    data_dir: DataDirArg,
+    #[command(flatten)]
+    org: OrgArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Deserialize)]
+struct Certified {
+    certificate: String,
+    expires: u64,
+    host_cas: Vec<String>,
+}
+
+/// Runs one of them.
+pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
+    let Command::Issue(issue) = command;
+    let certificate = beside(&issue.path, "-cert.pub");
+    let known_hosts = beside(&issue.path, "-known_hosts");
+    for path in [&issue.path, &certificate, &known_hosts] {
+        if path.exists() && !issue.overwrite {
+            anyhow::bail!(
+                "{} exists already\nhint: choose another path, or say --overwrite",
+                path.display()
+            );
+        }
+    }
+    let api = Api::local(&issue.data_dir).await?;
+    let org = issue.org.choose(&api).await?;
+    let key = fresh_key(&format!("underpass {org}"))?;
+    let mut body = json!({ "public_key": key.public_key().to_openssh()?, "hours": issue.hours });
+    if !issue.user.is_empty() {
+        body["principals"] = json!(issue.user);
+    }
+    let path = format!("/api/v1/orgs/{org}/ssh/certificates");
+    let certified: Certified = api.call(Method::POST, &path, &body).await?;
+    client::write_secret(
+        &issue.path,
+        &key.to_openssh(LineEnding::LF)?,
+        issue.overwrite,
+    )?;
+    client::write_secret(&certificate, &line(&certified.certificate), issue.overwrite)?;
+    let trust: String = certified
+        .host_cas
+        .iter()
+        .map(|ca| line(&format!("@cert-authority *.internal,fdaa:* {ca}")))
+        .collect();
+    client::write_secret(&known_hosts, &trust, issue.overwrite)?;
+    if issue.json {
+        let files =
+            json!({ "key": issue.path, "certificate": certificate, "known_hosts": known_hosts });
+        println!(
+            "{}",
+            json!({ "org": org, "expires": certified.expires, "files": files })
+        );
+    } else {
+        println!(
+            "{} is certified for {} hours",
+            issue.path.display(),
+            issue.hours
+        );
+        println!(
+            "hint: ssh -i {} -o UserKnownHostsFile={} root@APP.internal",
+            issue.path.display(),
+            known_hosts.display()
+        );
+    }
+    Ok(())
+}
+
+/// An ed25519 key from the operating system's randomness.
+pub(crate) fn fresh_key(comment: &str) -> anyhow::Result<PrivateKey> {
+    let mut seed = zeroize::Zeroizing::new([0; 32]);
+    getrandom::fill(seed.as_mut_slice()).context("no randomness")?;
+    let pair = Ed25519Keypair::from_seed(&seed);
+    debug_assert_eq!(
+        KeypairData::from(pair.clone()).algorithm()?,
+        Algorithm::Ed25519
+    );
+    Ok(PrivateKey::new(pair.into(), comment)?)
+}
+
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+fn line(text: &str) -> String {
+    format!("{}\n", text.trim_end())
+}
