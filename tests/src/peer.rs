@@ -27,7 +27,8 @@ pub struct Peer {
     pub dns: String,
     /// The private network, a /48.
     pub network: String,
-    interface: String,
+    /// The name of its WireGuard interface.
+    pub interface: String,
 }
 
 impl Peer {
@@ -52,7 +53,8 @@ impl Peer {
             .args(["--foreground", &interface])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        command.env("LOG_LEVEL", "error");
+        // It says at length that a kernel would do.
+        command.stderr(Stdio::null());
         let wireguard = Background::start(command);
         let socket = PathBuf::from("/var/run/wireguard").join(format!("{interface}.sock"));
         wait_for("wireguard-go", Duration::from_secs(10), || {

@@ -75,7 +75,8 @@ pub struct System {
     pub ready: Ready,
     namespace: Option<String>,
     process: Background,
-    data_dir: TempDir,
+    data_dir: PathBuf,
+    _directory: TempDir,
 }
 
 impl System {
@@ -92,11 +93,13 @@ impl System {
     }
 
     fn start_with(namespace: Option<&Namespace>, arguments: &[&str]) -> System {
-        let data_dir = tempfile::tempdir().expect("a directory for the data");
+        let directory = tempfile::tempdir().expect("a directory for the data");
+        // Made by the system itself, so that it is as private as it has to be.
+        let data_dir = directory.path().join("data");
         let mut command = program(namespace.map(Namespace::name));
         command
             .args(["up", "--demo", "--json", "--data-dir"])
-            .arg(data_dir.path())
+            .arg(&data_dir)
             .args(arguments);
         command
             .stdin(Stdio::null())
@@ -142,6 +145,7 @@ impl System {
             namespace,
             process,
             data_dir,
+            _directory: directory,
         }
     }
 
@@ -150,13 +154,13 @@ impl System {
         let mut command = program(self.namespace.as_deref());
         command
             .args(arguments)
-            .env("UNDERPASS_DATA_DIR", self.data_dir.path());
+            .env("UNDERPASS_DATA_DIR", &self.data_dir);
         run(command, b"", Duration::from_secs(30))
     }
 
     /// The certificate that the system presents.
     pub fn certificate(&self) -> PathBuf {
-        self.data_dir.path().join("tls/cert.pem")
+        self.data_dir.join("tls/cert.pem")
     }
 
     /// `https://host:port`.
@@ -182,7 +186,7 @@ impl System {
 
     /// Where it keeps its store.
     pub fn data_dir(&self) -> &Path {
-        self.data_dir.path()
+        &self.data_dir
     }
 
     /// The first instance of the first app.
@@ -311,7 +315,7 @@ pub fn binary() -> PathBuf {
     };
     assert!(
         path.exists(),
-        "{} is not built\ntype: cargo build -p underpass-cli",
+        "{} is not built\ntype: cargo build -p underpass",
         path.display()
     );
     path
