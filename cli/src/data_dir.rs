@@ -17,7 +17,13 @@ use serde::{Deserialize, Serialize};
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct DataDirArg {
     /// Where `underpass up` keeps its store and keys [default: ~/.local/share/underpass]
-    #[arg(long, value_name = "DIR", env = "UNDERPASS_DATA_DIR", global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "UNDERPASS_DATA_DIR",
+        hide_env_values = true,
+        global = true
+    )]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
@@ -42,7 +48,7 @@ impl DataDirArg {
             .mode(0o700)
             .create(&path);
         made.with_context(|| format!("cannot make {}", path.display()))?;
-        DataDir::checked(path)
+        DataDir::checked(&path)
     }
 
     /// The directory of a system that runs, or ran.
@@ -54,7 +60,7 @@ impl DataDirArg {
                 path.display()
             );
         }
-        DataDir::checked(path)
+        DataDir::checked(&path)
     }
 }
 
@@ -72,9 +78,9 @@ pub(crate) struct Running {
 }
 
 impl DataDir {
-    fn checked(path: PathBuf) -> anyhow::Result<DataDir> {
+    fn checked(path: &Path) -> anyhow::Result<DataDir> {
         let path =
-            fs::canonicalize(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            fs::canonicalize(path).with_context(|| format!("cannot open {}", path.display()))?;
         let meta = fs::metadata(&path)?;
         ensure!(meta.is_dir(), "{} is not a directory", path.display());
         let shown = path.display();

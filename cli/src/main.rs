@@ -72,3 +72,32 @@ async fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What a person reads before anything else, of every command.
+    #[test]
+    fn help_of_every_command() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut text = String::new();
+        add_help(&mut command, &mut text);
+        insta::assert_snapshot!(text);
+    }
+
+    fn add_help(command: &mut clap::Command, text: &mut String) {
+        let help = command.render_long_help();
+        let name = command.get_bin_name().unwrap_or("underpass");
+        *text += &format!("$ {name} --help\n{help}\n");
+        for sub in command
+            .get_subcommands_mut()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            add_help(sub, text);
+        }
+    }
+}

@@ -18,7 +18,13 @@ use crate::api::Api;
 #[derive(clap::Args, Debug)]
 pub(crate) struct OrgArg {
     /// The organisation; may be left out where there is only one
-    #[arg(long, short, value_name = "ORG", env = "UNDERPASS_ORG")]
+    #[arg(
+        long,
+        short,
+        value_name = "ORG",
+        env = "UNDERPASS_ORG",
+        hide_env_values = true
+    )]
     pub(crate) org: Option<String>,
 }
 
