@@ -176,7 +176,7 @@ describe("console", { concurrency: false }, () => {
     await person.shows(/^copy-21-me$/m);
     const box = await page.locator(".panel:not([hidden]) .xterm-screen").boundingBox();
     const [{ rows }] = await person.terminals();
-    const at = (await person.text()).split("\n").findIndex((line) => line === "copy-21-me");
+    const at = (await person.text()).split("\n").indexOf("copy-21-me");
     await page.mouse.dblclick(box.x + 4, box.y + (box.height / rows) * (at + 0.5));
     await page.keyboard.press("Control+Shift+C");
     await page.waitForTimeout(100);
@@ -366,6 +366,16 @@ describe("console", { concurrency: false }, () => {
       await reader.line("exit 3");
       await page.getByText("Exited with status 3.").waitFor();
       await check("exit");
+      await page.evaluate(() => {
+        document.querySelector("underpass-console").sshUser = "nobody";
+      });
+      await reader.choose(instances[1].id);
+      await reader.phase(-1, "failed");
+      assert.match(
+        await page.locator(".panel:not([hidden]) .problem").innerText(),
+        /nobody|principal|login/i,
+      );
+      await check("failed");
       await page.setViewportSize({ width: 390, height: 844 });
       await page.waitForTimeout(300);
       await check("narrow");

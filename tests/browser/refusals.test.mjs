@@ -44,14 +44,18 @@ async function signedIn(change = {}) {
   return who;
 }
 
-/** Opens a terminal that must fail on `rung` with `code`, and checks that the card says so. */
-async function fails(who, rung, code, instance = instances[0].id) {
+/** A relay accepts a WebSocket to be able to say why it closes it: the next rung hears it. */
+const REFUSED = ["websocket", "wireguard"];
+
+/** Opens a terminal that must fail on one of `rungs` with `code`, and checks that the card says so. */
+async function fails(who, rungs, code, instance = instances[0].id) {
   await who.choose(instance);
   await who.phase(-1, "failed", 40_000);
   const card = who.page.locator(".panel:not([hidden]) .card");
   const failed = await card.locator('.rung[data-state="failed"]').getAttribute("data-rung");
   const said = await card.locator(".problem").innerText();
-  assert.deepEqual([failed, await card.locator(".problem-code").innerText()], [rung, code], said);
+  assert.ok(rungs.includes(failed), `failed on ${failed}: ${said}`);
+  assert.match(await card.locator(".problem-code").innerText(), code, said);
   assert.match(await card.locator(".problem-hint").innerText(), /\S.{8,}/);
   assert.ok(await card.getByRole("button", { name: "Try again" }).isVisible());
 }
@@ -140,7 +144,7 @@ describe("refusals", { concurrency: false }, () => {
     const { id, app } = instances[2];
     system.run("instances", "stop", id);
     try {
-      await fails(who, "dns", "nx_domain", id);
+      await fails(who, ["dns"], /^(no_data|nx_domain)$/, id);
       await who.page.evaluate(() => document.querySelector("underpass-console").refresh());
       await who.page.locator(`[data-instance="${id}"][aria-disabled]`).waitFor();
       await who.choose(id);
@@ -164,11 +168,7 @@ describe("refusals", { concurrency: false }, () => {
         lease.relay.url = lease.relay.url.replace(/[^/]+$/, "nowhere");
       },
     });
-    await who.choose(instances[0].id);
-    await who.phase(-1, "failed", 40_000);
-    const card = who.page.locator(".panel:not([hidden]) .card");
-    assert.equal(await card.locator('.rung[data-state="failed"]').getAttribute("data-rung"), "websocket");
-    assert.match(await card.locator(".problem-hint").innerText(), /\S.{8,}/);
+    await fails(who, REFUSED, /^gateway_unknown$/);
     await who.close();
     await workerIsWell();
   });
@@ -181,11 +181,7 @@ describe("refusals", { concurrency: false }, () => {
         );
       },
     });
-    await who.choose(instances[0].id);
-    await who.phase(-1, "failed", 40_000);
-    const card = who.page.locator(".panel:not([hidden]) .card");
-    assert.equal(await card.locator('.rung[data-state="failed"]').getAttribute("data-rung"), "wireguard");
-    assert.match(await card.locator(".problem-code").innerText(), /\S/);
+    await fails(who, ["wireguard"], /\S/);
     await who.close();
     await workerIsWell();
   });
@@ -197,11 +193,7 @@ describe("refusals", { concurrency: false }, () => {
         answer.host_cas = [stranger];
       },
     });
-    await who.choose(instances[0].id);
-    await who.phase(-1, "failed", 40_000);
-    const card = who.page.locator(".panel:not([hidden]) .card");
-    assert.equal(await card.locator('.rung[data-state="failed"]').getAttribute("data-rung"), "ssh");
-    assert.match(await card.locator(".problem-code").innerText(), /host/);
+    await fails(who, ["ssh"], /host/);
     await who.close();
     await workerIsWell();
   });
@@ -225,11 +217,7 @@ describe("refusals", { concurrency: false }, () => {
         return post("ssh/certificates", { public_key, peer: other.address.split("/")[0] });
       },
     });
-    await who.choose(instances[0].id);
-    await who.phase(-1, "failed", 40_000);
-    const card = who.page.locator(".panel:not([hidden]) .card");
-    assert.equal(await card.locator('.rung[data-state="failed"]').getAttribute("data-rung"), "ssh");
-    assert.match(await card.locator(".problem-code").innerText(), /authentication_refused/);
+    await fails(who, ["ssh"], /^authentication_refused$|^certificate_/);
     await who.close();
     await workerIsWell();
   });
@@ -276,11 +264,7 @@ describe("refusals", { concurrency: false }, () => {
     const who = await visit(browser);
     await who.page.goto(`${origin}/${new URL(system.consoleUrl()).hash}`);
     await who.page.locator(".instance").first().waitFor();
-    await who.choose(instances[0].id);
-    await who.phase(-1, "failed", 40_000);
-    const card = who.page.locator(".panel:not([hidden]) .card");
-    assert.equal(await card.locator('.rung[data-state="failed"]').getAttribute("data-rung"), "websocket");
-    assert.match(await card.locator(".problem").innerText(), /origin/);
+    await fails(who, REFUSED, /^origin_/);
     await who.close();
     elsewhere.close();
     elsewhere.closeAllConnections();
@@ -288,16 +272,12 @@ describe("refusals", { concurrency: false }, () => {
   });
 
   test("a network that is cut: the shell waits, says so, and goes on", { timeout: 90_000 }, async () => {
-    const between = await proxy(Number(new URL(system.origin).port));
-    const moved = (url) => url.replace(/:\d+/, `:${between.port}`);
-    const who = await visit(browser);
-    await who.page.route("**/api/v1/**/peers", async (route) => {
-      const response = await route.fetch();
-      const lease = await response.json();
-      lease.relay.url = moved(lease.relay.url);
-      await route.fulfill({ response, json: lease });
-    });
-    await who.page.goto(moved(system.consoleUrl()));
+    const { port } = new URL(system.origin);
+    const between = await proxy(Number(port));
+    // The same name and port as ever, so that no check notices: the browser's way there is ours to cut.
+    const detoured = await launch([`--host-resolver-rules=MAP localhost:${port} 127.0.0.1:${between.port}`]);
+    const who = await visit(detoured);
+    await who.page.goto(system.consoleUrl().replace("127.0.0.1", "localhost"));
     await who.page.locator(".instance").first().waitFor();
     await who.choose(instances[0].id);
     await who.phase(0, "open");
@@ -312,7 +292,7 @@ describe("refusals", { concurrency: false }, () => {
     await who.page.getByRole("button", { name: "Try now" }).click();
     await who.shows("still-44", 30_000);
     await who.page.getByText("The connection was lost.").waitFor({ state: "hidden" });
-    await who.close();
+    await detoured.close();
     between.close();
     await workerIsWell();
   });

@@ -13,14 +13,18 @@ mkdirSync(images, { recursive: true });
 const system = await up();
 const instances = system.apps.flatMap((app) => app.instances);
 
+/** A prompt that says where one is, as an image of an app would set it. */
+const PROMPT = String.raw`PS1='\[\e[1;32m\]$UNDERPASS_APP\[\e[0m\].\[\e[36m\]$UNDERPASS_REGION\[\e[0m\] \w \$ '; cd /etc; clear`;
+
 /** Things a person does on an instance for the first time. */
 const LINES = [
-  "env | grep -i -E '^(FLY|UNDERPASS)_' | sort",
-  "ls --color=always -l /etc/ssl",
+  "env | grep ^UNDERPASS_ | sort",
+  "ls --color=always -l ssl",
   "stty size",
-  "printf 'wide 漢字 \\033[1;33mbold\\033[0m \\033[38;2;116;168;242mtrue colour\\033[0m ✓ → └─┬─┘\\n'",
+  "for i in $(seq 0 71); do printf '\\033[48;2;%d;%d;%dm ' $((245-i*2)) $((168-i)) $((60+i*2)); done; printf '\\033[0m\\n'",
+  "printf '漢字 κόσμε мир ñ é ✓ → └─┬─┘ \\033[1mbold\\033[0m \\033[3mitalic\\033[0m \\033[4munderlined\\033[0m\\n'",
 ];
-const PHONE = ["stty size", "ls --color=always /etc/ssl"];
+const PHONE = [LINES[0], "stty size", LINES[3].replace("71", "43")];
 
 const SHOTS = [
   { name: "console-light", colorScheme: "light", viewport: { width: 1440, height: 900 } },
@@ -43,17 +47,15 @@ for (const { name, launch: flags = [], ...options } of SHOTS) {
   const { page } = who;
   await page.goto(system.consoleUrl());
   await page.locator(".instance").first().waitFor();
-  if (options.isMobile) {
-    await page.waitForTimeout(400);
-    await page.screenshot({ path: join(images, `${name}-list.png`) });
-  } else {
+  if (!options.isMobile) {
     await who.choose(instances.at(-1).id);
     await who.phase(-1, "open");
   }
   await who.choose(instances[0].id);
   await who.phase(-1, "open");
   await who.shows(/\S/);
-  await who.line("clear");
+  await who.line(PROMPT);
+  await page.waitForTimeout(300);
   for (const line of options.isMobile ? PHONE : LINES) {
     await who.line(line);
     await page.waitForTimeout(350);
@@ -61,6 +63,11 @@ for (const { name, launch: flags = [], ...options } of SHOTS) {
   await page.mouse.move(5, 5);
   await page.waitForTimeout(700);
   await page.screenshot({ path: join(images, `${name}.png`) });
+  if (name === "console-light") {
+    await page.getByRole("button", { name: /prompt in/ }).click();
+    await page.waitForTimeout(300);
+    await page.screenshot({ path: join(images, "console-ladder.png") });
+  }
   await browser.close();
 }
 await system.stop();

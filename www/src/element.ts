@@ -271,6 +271,7 @@ export class UnderpassConsole extends HTMLElement {
         return;
       }
       const api = new Api(found.api ?? "", found.session);
+      this.warm();
       const orgs = found.orgs?.length ? found.orgs : await api.orgs();
       if (generation !== this.generation) return;
       const org = found.org ?? orgs[0]?.name;
@@ -312,11 +313,6 @@ export class UnderpassConsole extends HTMLElement {
     void this.refresh().then(() => {
       if (generation !== this.generation || this.org !== org) return;
       this.emit("underpass-ready", { user: this.credentialsNow?.user ?? "", org });
-      // Ready before the first click: the wasm and the SSH key take longer than a person's first look.
-      setTimeout(() => {
-        void loadClient(this.wasm).catch(() => {});
-        void this.ownIdentity().catch(() => {});
-      }, 50);
     });
   }
 
@@ -362,6 +358,12 @@ export class UnderpassConsole extends HTMLElement {
     const { api, org, link } = this;
     if (!api || !link) return undefined;
     return { api, org, link, user: this.sshUser, identity: () => this.ownIdentity() };
+  }
+
+  /** The wasm and the SSH key are got while the list is fetched, so that the first click waits for neither. */
+  private warm(): void {
+    void loadClient(this.wasm).catch(() => {});
+    void this.ownIdentity().catch(() => {});
   }
 
   private ownIdentity(): Promise<Identity> {
