@@ -1,0 +1,601 @@
+//! One connection: who is let in, and an answer to every request.
+//!
+//! The protocol library leaves pty, env, x11, shell, exec, subsystem and window requests without
+//! a reply unless its handler gives one, and a client that waits for it hangs. Each callback here
+//! ends in a success or a failure. None of them waits for a program.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use russh::server::{Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
+use ssh::{Authorized, authorize};
+use ssh_key::Certificate;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, info, warn};
+
+use crate::channel::{self, Inbox, Inlet, Outbox};
+use crate::config::Config;
+use crate::environment::{Environment, is_for_clients};
+use crate::forward::{self, Target};
+use crate::intake::{self, Intake, Verdict};
+use crate::modes;
+use crate::process;
+use crate::program::{Event, Running};
+use crate::start::{Request, Start, Terminal};
+use crate::trust::TrustSource;
+use crate::tty::{self, Size};
+use crate::users::Account;
+
+pub(crate) struct Handler {
+    config: Arc<Config>,
+    trust: Arc<dyn TrustSource>,
+    clock: fn() -> std::time::SystemTime,
+    source: SocketAddr,
+    /// Told once the client is logged in.
+    welcome: Option<oneshot::Sender<()>>,
+    login: Option<Login>,
+    intake: Arc<Intake>,
+    channels: Channels,
+}
+
+struct Login {
+    authorized: Authorized,
+    account: Account,
+}
+
+/// Why a connection ends by this server's will.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Protocol(#[from] russh::Error),
+    #[error("the client sends more than it was granted")]
+    Overrun,
+}
+
+type Channels = Arc<Mutex<HashMap<ChannelId, State>>>;
+
+/// What is known of one open channel. Dropping it hangs up.
+struct State {
+    inlet: Inlet,
+    /// What a program is given when it starts.
+    parts: Option<Parts>,
+    environment: Vec<(String, String)>,
+    terminal: Option<Terminal>,
+    /// Why there is no terminal, for whoever asked for one.
+    no_terminal: Option<String>,
+    events: mpsc::Sender<Event>,
+    _closed: DropGuard,
+}
+
+struct Parts {
+    inbox: Inbox,
+    outbox: Outbox,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Handler {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        trust: Arc<dyn TrustSource>,
+        clock: fn() -> std::time::SystemTime,
+        source: SocketAddr,
+        welcome: oneshot::Sender<()>,
+    ) -> Handler {
+        Handler {
+            config,
+            trust,
+            clock,
+            source,
+            welcome: Some(welcome),
+            login: None,
+            intake: Arc::default(),
+            channels: Channels::default(),
+        }
+    }
+
+    /// Decides on a certificate whose key the client has proven to hold.
+    async fn admit(&self, user: &str, certificate: &Certificate) -> Result<Login, ()> {
+        let (source, key_id) = (self.source, certificate.key_id());
+        let trust = match self.trust.trust().await {
+            Ok(trust) => trust,
+            Err(error) => {
+                self.config.counters.refuse("trust_unavailable");
+                warn!(code = "trust_unavailable", %source, user, key_id, "login refused: {error}");
+                return Err(());
+            }
+        };
+        let authorized = authorize(certificate, user, source.ip(), (self.clock)(), &trust)
+            .map_err(|denied| {
+                let (code, hint) = (denied.code(), denied.hint());
+                self.config.counters.refuse(code);
+                warn!(code, %source, user, key_id, hint, "login refused: {denied}");
+            })?;
+        let account = self.config.users.account(user).map_err(|error| {
+            self.config.counters.refuse("no_account");
+            warn!(code = "no_account", %source, user, key_id, "login refused: {error}");
+        })?;
+        Ok(Login {
+            authorized,
+            account,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ChannelId, State>> {
+        lock(&self.channels)
+    }
+
+    fn refuse(&self, code: &'static str) {
+        self.config.counters.refuse(code);
+        debug!(code, source = %self.source, "request refused");
+    }
+
+    /// Makes room for a channel, or says why not.
+    fn admit_channel(
+        &self,
+        channel: Channel<Msg>,
+        session: &Session,
+    ) -> Result<(ChannelId, State), ChannelOpenFailure> {
+        if self.login.is_none() {
+            return Err(ChannelOpenFailure::AdministrativelyProhibited);
+        }
+        if self.lock().len() >= self.config.limits.channels {
+            self.refuse("channel_limit");
+            return Err(ChannelOpenFailure::ResourceShortage);
+        }
+        let id = channel.id();
+        // The receiving half is dropped: what arrives comes through this handler's own callbacks,
+        // because the library blocks the whole session on a full half.
+        let (_, write) = channel.split();
+        let (inlet, inbox) = channel::queue(id, Arc::clone(&self.intake));
+        let (events, event_queue) = mpsc::channel(EVENTS);
+        let closed = CancellationToken::new();
+        let outbox = Outbox {
+            id,
+            write: Arc::new(write),
+            handle: session.handle(),
+            closed: closed.clone(),
+        };
+        self.config.counters.channel();
+        let state = State {
+            inlet,
+            parts: Some(Parts {
+                inbox,
+                outbox,
+                events: event_queue,
+            }),
+            environment: Vec::new(),
+            terminal: None,
+            no_terminal: None,
+            events,
+            _closed: closed.drop_guard(),
+        };
+        Ok((id, state))
+    }
+
+    /// Starts a program on the channel, once. The program's task outlives no connection: it ends
+    /// when the channel's state is dropped.
+    fn start(&self, id: ChannelId, request: Request) -> bool {
+        let Some(login) = &self.login else {
+            return false;
+        };
+        let mut channels = self.lock();
+        let Some(state) = channels.get_mut(&id) else {
+            return false;
+        };
+        let Some(Parts {
+            inbox,
+            outbox,
+            events,
+        }) = state.parts.take()
+        else {
+            return false;
+        };
+        let terminal = state.terminal.take();
+        let no_terminal = state.no_terminal.take();
+        let variables = std::mem::take(&mut state.environment);
+        drop(channels);
+
+        info!(
+            source = %self.source, key_id = login.authorized.key_id(),
+            terminal = terminal.is_some(), what = request.name(), "program starts"
+        );
+        let start = Start {
+            running: Running {
+                inbox,
+                outbox,
+                events,
+            },
+            request,
+            forced: login.authorized.forced_command().map(str::to_owned),
+            environment: self.environment(variables, terminal.as_ref()),
+            account: login.account.clone(),
+            terminal,
+            no_terminal,
+            sftp_program: self.config.sftp_program.clone().unwrap_or_default(),
+        };
+        let (channels, intake) = (Arc::clone(&self.channels), Arc::clone(&self.intake));
+        tokio::spawn(async move {
+            start.run().await;
+            lock(&channels).remove(&id);
+            intake.forget(id);
+        });
+        true
+    }
+
+    fn environment(
+        &self,
+        variables: Vec<(String, String)>,
+        terminal: Option<&Terminal>,
+    ) -> Environment {
+        let mut environment = Environment::of_entry_point(&self.config.environment);
+        for (name, value) in variables {
+            environment.set(&name, value);
+        }
+        let (address, port) = (self.source.ip().to_canonical(), self.source.port());
+        environment.set("SSH_CLIENT", format!("{address} {port} 22"));
+        environment.set("SSH_CONNECTION", format!("{address} {port} :: 22"));
+        if let Some(terminal) = terminal {
+            environment.set("TERM", terminal.term.clone());
+            environment.set("SSH_TTY", terminal.slave.path.clone());
+        }
+        environment
+    }
+}
+
+impl russh::server::Handler for Handler {
+    type Error = Fault;
+
+    /// A plain key proves nothing here, however well it is held.
+    async fn auth_publickey(
+        &mut self,
+        user: &str,
+        key: VerifiedPublicKey<'_>,
+    ) -> Result<Auth, Fault> {
+        let fingerprint = key.public_key.fingerprint(ssh_key::HashAlg::Sha256);
+        self.config.counters.refuse("plain_key");
+        debug!(code = "plain_key", source = %self.source, user, %fingerprint, "a plain key is refused");
+        Ok(certificates_alone())
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        certificate: &Certificate,
+    ) -> Result<Auth, Fault> {
+        match self.admit(user, certificate).await {
+            Ok(login) => {
+                let (authorized, account) = (&login.authorized, &login.account.name);
+                info!(
+                    source = %self.source, user, account,
+                    key_id = authorized.key_id(), serial = authorized.serial(),
+                    fingerprint = authorized.fingerprint(), "login"
+                );
+                self.config.counters.login();
+                self.login = Some(login);
+                Ok(Auth::Accept)
+            }
+            Err(()) => Ok(certificates_alone()),
+        }
+    }
+
+    async fn auth_none(&mut self, _: &str) -> Result<Auth, Fault> {
+        Ok(certificates_alone())
+    }
+
+    async fn auth_password(&mut self, _: &str, _: &str) -> Result<Auth, Fault> {
+        self.refuse("password");
+        Ok(certificates_alone())
+    }
+
+    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Fault> {
+        if let Some(welcome) = self.welcome.take() {
+            // Nobody waits once the connection is being ended.
+            let _ = welcome.send(());
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        match self.admit_channel(channel, session) {
+            Ok((id, state)) => {
+                self.lock().insert(id, state);
+                reply.accept().await;
+            }
+            Err(reason) => reply.reject(reason).await,
+        }
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let permitted = self
+            .login
+            .as_ref()
+            .is_some_and(|login| login.authorized.permit_port_forwarding());
+        let target = Target::parse(host, port).filter(|_| permitted);
+        let Some(target) = target else {
+            self.refuse("forwarding");
+            reply
+                .reject(ChannelOpenFailure::AdministrativelyProhibited)
+                .await;
+            return Ok(());
+        };
+        let (id, mut state) = match self.admit_channel(channel, session) {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                reply.reject(reason).await;
+                return Ok(());
+            }
+        };
+        let Some(Parts { inbox, outbox, .. }) = state.parts.take() else {
+            return Ok(());
+        };
+        self.lock().insert(id, state);
+        let (channels, intake) = (Arc::clone(&self.channels), Arc::clone(&self.intake));
+        tokio::spawn(async move {
+            match target.connect().await {
+                Some(stream) => {
+                    reply.accept().await;
+                    forward::run(stream, inbox, outbox).await;
+                }
+                None => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+            }
+            lock(&channels).remove(&id);
+            intake.forget(id);
+        });
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), Fault> {
+        let verdict = self.intake.arrived(id, data.len());
+        if verdict == Verdict::Overrun {
+            self.refuse("window_overrun");
+            return Err(Fault::Overrun);
+        }
+        let waits = self
+            .lock()
+            .get(&id)
+            .is_some_and(|state| state.inlet.push(data));
+        if !waits {
+            // Nobody takes it any more.
+            self.intake.forget(id);
+        }
+        if verdict == Verdict::Pause {
+            tokio::time::sleep(intake::PAUSE).await;
+        }
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
+        self.intake.next_window()
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Fault> {
+        if let Some(state) = self.lock().get(&id) {
+            state.inlet.eof();
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Fault> {
+        self.lock().remove(&id);
+        self.intake.forget(id);
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        cols: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let permitted = self
+            .login
+            .as_ref()
+            .is_some_and(|login| login.authorized.permit_pty());
+        let size = Size::new(cols, rows, width, height);
+        let opened = if permitted {
+            tty::open(size).map_err(|error| error.to_string())
+        } else {
+            Err("the certificate does not permit a terminal".to_owned())
+        };
+        let mut channels = self.lock();
+        let Some(state) = channels.get_mut(&id).filter(|state| state.parts.is_some()) else {
+            drop(channels);
+            return Ok(session.channel_failure(id)?);
+        };
+        match opened {
+            Ok((master, slave)) => {
+                if let Err(error) = modes::apply(&slave.file, modes) {
+                    debug!(%error, "the terminal's modes cannot be set");
+                }
+                let plain = is_for_clients("TERM", term) && !term.is_empty();
+                let term = if plain {
+                    term.to_owned()
+                } else {
+                    "dumb".to_owned()
+                };
+                state.terminal = Some(Terminal {
+                    master,
+                    slave,
+                    term,
+                });
+                session.channel_success(id)?;
+            }
+            Err(reason) => {
+                warn!(source = %self.source, "no terminal: {reason}");
+                state.no_terminal = Some(reason);
+                drop(channels);
+                self.refuse("pty");
+                session.channel_failure(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let mut channels = self.lock();
+        match channels.get_mut(&id) {
+            Some(state) if is_for_clients(name, value) && state.environment.len() < VARIABLES => {
+                state.environment.push((name.to_owned(), value.to_owned()));
+                session.channel_success(id)?;
+            }
+            _ => session.channel_failure(id)?,
+        }
+        Ok(())
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Fault> {
+        answer(id, self.start(id, Request::Shell), session)
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let whole = !command.contains(&0);
+        answer(
+            id,
+            whole && self.start(id, Request::Command(command.to_vec())),
+            session,
+        )
+    }
+
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        answer(id, name == "sftp" && self.start(id, Request::Sftp), session)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        cols: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let size = Size::new(cols, rows, width, height);
+        let channels = self.lock();
+        let done = channels
+            .get(&id)
+            .is_some_and(|state| match &state.terminal {
+                Some(terminal) => terminal.master.resize(size).is_ok(),
+                None => state.events.try_send(Event::Resize(size)).is_ok(),
+            });
+        drop(channels);
+        answer(id, done, session)
+    }
+
+    async fn signal(
+        &mut self,
+        id: ChannelId,
+        signal: Sig,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        let name = match signal {
+            Sig::Custom(name) => name,
+            known => format!("{known:?}"),
+        };
+        let done = process::signal(&name).is_some_and(|signal| {
+            self.lock()
+                .get(&id)
+                .is_some_and(|state| state.events.try_send(Event::Signal(signal)).is_ok())
+        });
+        answer(id, done, session)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Fault> {
+        self.refuse("x11");
+        answer(id, false, session)
+    }
+
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Fault> {
+        self.refuse("agent_forwarding");
+        Ok(false)
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        _: &str,
+        _: &mut u32,
+        _: &mut Session,
+    ) -> Result<bool, Fault> {
+        self.refuse("remote_forwarding");
+        Ok(false)
+    }
+}
+
+/// Programs hold on to the channels' states; this is what hangs up on them.
+impl Drop for Handler {
+    fn drop(&mut self) {
+        self.lock().clear();
+    }
+}
+
+/// Refuses in the one way that keeps a client from trying anything else than certificates.
+fn certificates_alone() -> Auth {
+    Auth::Reject {
+        proceed_with_methods: Some(MethodSet::from(&[MethodKind::PublicKey][..])),
+        partial_success: false,
+    }
+}
+
+fn answer(id: ChannelId, yes: bool, session: &mut Session) -> Result<(), Fault> {
+    if yes {
+        session.channel_success(id)?;
+    } else {
+        session.channel_failure(id)?;
+    }
+    Ok(())
+}
+
+fn lock(channels: &Channels) -> MutexGuard<'_, HashMap<ChannelId, State>> {
+    channels.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Resizes and signals that wait for a program.
+const EVENTS: usize = 16;
+/// Variables that a client may set on one channel.
+const VARIABLES: usize = 32;

@@ -1,0 +1,164 @@
+//! The program itself, with its files and flags.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use ssh_key::LineEnding;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::world::{HOST, Says, World, host_certificate, key, noise, ok, run, run_with, text};
+
+/// Starts the program on a port of its own, and points the world's clients there.
+async fn start(world: &mut World, users: &str) -> Child {
+    world.write("host", key(HOST).to_openssh(LineEnding::LF).unwrap());
+    world.write("host-cert.pub", host_certificate().to_openssh().unwrap());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hallpass"));
+    command
+        .current_dir(world.dir.path())
+        .kill_on_drop(true)
+        .env("RUST_LOG", "info");
+    command.args(["--host-key", "host", "--host-certificate", "host-cert.pub"]);
+    command.args([
+        "--user-ca",
+        "user-ca",
+        "--listen",
+        "127.0.0.1:0",
+        "--users",
+        users,
+    ]);
+    command
+        .env("FROM_ENTRY_POINT", "yes")
+        .env("HALLPASS_PRIVATE", "no")
+        .env("NO_COLOR", "1");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    let (_, address) = line
+        .split_once("address=")
+        .unwrap_or_else(|| panic!("{line}"));
+    world.address = address.trim().parse().unwrap();
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    child
+}
+
+#[tokio::test]
+async fn files_and_flags() {
+    let mut world = World::new().await;
+    let mut server = start(&mut world, "current").await;
+    let environment = ok(&run(world.ssh(&["env"])).await);
+    assert!(
+        environment.contains("FROM_ENTRY_POINT=yes"),
+        "{environment}"
+    );
+    assert!(!environment.contains("HALLPASS_"), "{environment}");
+
+    // Much is copied in little memory.
+    world.write("sent", noise(100 * 1024 * 1024));
+    let mut command = world.tool("sftp");
+    command.args(["-q", "-b", "-", "root@127.0.0.1"]);
+    let dir = world.dir.path().display();
+    ok(&run_with(
+        command,
+        format!("put sent {dir}/remote\nget {dir}/remote back\n"),
+    )
+    .await);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id().unwrap())).unwrap();
+    let peak = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 64 * 1024, "{peak} kB at the peak");
+
+    // It ends when told to, and so do its sessions.
+    let mut waiting = world.ssh(&["echo here; sleep 30"]);
+    let mut waiting = waiting
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().unwrap(), "here");
+    kill(
+        Pid::from_raw(server.id().unwrap().try_into().unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    let limit = Duration::from_secs(5);
+    assert!(
+        tokio::time::timeout(limit, server.wait())
+            .await
+            .unwrap()
+            .unwrap()
+            .success()
+    );
+    let ended = tokio::time::timeout(limit, waiting.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(ended.code(), Some(255));
+}
+
+/// Only the superuser can switch to anybody else.
+#[tokio::test]
+async fn as_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut world = World::new().await;
+    std::fs::set_permissions(world.dir.path(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::create_dir(world.path("open")).unwrap();
+    std::fs::set_permissions(world.path("open"), Permissions::from_mode(0o777)).unwrap();
+    let principals = vec!["root", "daemon", "4711", "mallory"];
+    world.identity(
+        "id",
+        &Says {
+            principals,
+            ..Says::default()
+        },
+    );
+    let _server = start(&mut world, "system").await;
+    let ssh = |user: &str, arguments: &[&str]| {
+        let mut command = world.tool("ssh");
+        command.args(["-l", user, "127.0.0.1"]).args(arguments);
+        command
+    };
+    // The account's own shell refuses to be one on some systems; what counts is who runs it.
+    let shown = run(ssh("root", &["id -u; echo $HOME"])).await;
+    assert_eq!(ok(&shown), "0\n/root\n");
+    let number = ok(&run(ssh("4711", &["id -u; id -g; id -G; echo $USER; pwd"])).await);
+    assert_eq!(number, "4711\n4711\n4711\n4711\n/\n");
+    let mut terminal = world.tool("ssh");
+    terminal.args(["-tt", "-l", "4711", "127.0.0.1", "tty | xargs stat -c %u"]);
+    assert_eq!(ok(&run(terminal).await).trim(), "4711");
+    let refused = run(ssh("mallory", &["id"])).await;
+    assert!(
+        text(&refused.stderr).contains("Permission denied"),
+        "{}",
+        text(&refused.stderr)
+    );
+
+    world.write("sent", "words");
+    let mut sftp = world.tool("sftp");
+    sftp.args(["-q", "-b", "-", "4711@127.0.0.1"]);
+    let file = world.path("open/file");
+    ok(&run_with(sftp, format!("put sent {}\n", file.display())).await);
+    assert_eq!(std::fs::metadata(&file).unwrap().uid(), 4711);
+    let mut sftp = world.tool("sftp");
+    sftp.args(["-q", "-b", "-", "4711@127.0.0.1"]);
+    let denied = run_with(
+        sftp,
+        format!("put sent {}/not-here\n", world.dir.path().display()),
+    )
+    .await;
+    assert!(
+        text(&denied.stderr).contains("denied"),
+        "{}",
+        text(&denied.stderr)
+    );
+}
