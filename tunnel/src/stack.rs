@@ -26,6 +26,7 @@ mod flow;
 mod icmp;
 mod packet;
 mod recovery;
+mod segments;
 mod streams;
 #[cfg(test)]
 mod tests;

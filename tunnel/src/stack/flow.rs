@@ -8,6 +8,7 @@ use std::{
 use smoltcp::{
     iface::{SocketHandle, SocketSet},
     socket::tcp::{Socket, SocketBuffer, State},
+    wire::{IpAddress, IpListenEndpoint},
 };
 
 use super::{
@@ -87,12 +88,14 @@ pub(super) struct Flow {
     /// The engine's state after the last look.
     pub(super) state: State,
     /// What the other side has acknowledged, and the end of what was sent.
-    acknowledged: u32,
+    pub(super) acknowledged: u32,
     sent: Option<u32>,
     /// The end of what the other side has sent.
     pub(super) heard_until: u32,
     /// Acknowledgement and window as last sent.
     pub(super) said: (u32, u16),
+    /// The last segment without data: when, which, and how often at that moment.
+    bare: (Instant, [u32; 2], u16, u32),
     pub(super) recovery: Recovery,
 
     wants_read: bool,
@@ -140,6 +143,7 @@ impl Flow {
             sent: None,
             heard_until: 0,
             said: (0, 0),
+            bare: (Instant::ZERO, [0; 2], 0, 0),
             recovery: Recovery::new(class.window()),
             wants_read: true,
             wants_write: false,
@@ -190,6 +194,15 @@ impl Flow {
     pub(super) fn note_sent(&mut self, now: Instant, segment: &Tcp, sent: &Segment<'_>) {
         self.said = (segment.acknowledged, segment.window);
         self.recovery.note_sent(now, sent);
+        let numbers = [segment.sequence, segment.acknowledged];
+        let (at, before, window, times) = self.bare;
+        let same = (at, before, window) == (now, numbers, segment.window) && segment.length == 0;
+        self.bare = (
+            now,
+            numbers,
+            segment.window,
+            if same { times + 1 } else { 0 },
+        );
         let end = segment.sequence.wrapping_add(segment.length);
         match self.sent {
             None => {
@@ -214,6 +227,11 @@ impl Flow {
         if transfer != self.socket().nagle_enabled() {
             self.socket_mut().set_nagle_enabled(transfer);
         }
+    }
+
+    /// Segments without data leave that say what others said at this very moment.
+    pub(super) fn repeats_itself(&self, now: Instant) -> bool {
+        self.bare.0 == now && self.bare.3 >= 2
     }
 
     /// An ICMPv6 error is believed if it quotes something that is on its way (RFC 5927).
@@ -372,6 +390,13 @@ pub(super) fn memory_of(class: Class) -> usize {
 
 pub(super) fn engine_time(now: Instant) -> smoltcp::time::Instant {
     smoltcp::time::Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
+}
+
+pub(super) fn engine_local(key: &FlowKey) -> IpListenEndpoint {
+    IpListenEndpoint {
+        addr: Some(IpAddress::Ipv6(key.local)),
+        port: key.local_port,
+    }
 }
 
 pub(super) fn from_engine_time(at: smoltcp::time::Instant) -> Instant {

@@ -1,4 +1,5 @@
-//! Two stacks back to back, in virtual time.
+//! Two stacks back to back, in virtual time. One room, though a large one: all cases share the
+//! pair and its wire.
 
 use super::{packet, *};
 use proptest::prelude::*;
@@ -12,6 +13,12 @@ const DELAY: Duration = Duration::from_millis(10);
 enum Side {
     A,
     B,
+}
+
+impl Side {
+    fn other(self) -> Side {
+        if self == Side::A { Side::B } else { Side::A }
+    }
 }
 
 struct Pair {
@@ -64,11 +71,17 @@ impl Pair {
 
     /// Takes what both sides have to say, without time passing.
     fn drain(&mut self) {
+        let mut packets = 0;
         for side in [Side::A, Side::B] {
             let now = self.now;
             while let Some(packet) = self.stack(side).poll_transmit(now) {
                 self.largest = self.largest.max(packet.len());
                 self.sequence += 1;
+                packets += 1;
+                assert!(
+                    packets < 100_000,
+                    "a packet that is sent for ever: {packet:02x?}"
+                );
                 if (self.pass)(side, self.sequence, &packet) {
                     self.wire
                         .insert((now + DELAY, self.sequence), (side, packet));
@@ -121,6 +134,11 @@ impl Pair {
             assert!(steps < 1_000_000, "a driver would spin");
         }
         self.now = end;
+    }
+
+    /// A copy of a packet on its way, and its sender.
+    fn flying(&self, nth: usize) -> Option<(Side, Vec<u8>)> {
+        self.wire.values().nth(nth).cloned()
     }
 
     fn events(&mut self) -> Vec<(Side, StackEvent)> {
@@ -430,6 +448,37 @@ fn packets_that_change_places_are_not_taken_for_lost() {
     }
     let again = pair.a.stats().tx_packets - sent - 74;
     assert!(again <= 2, "{again} packets too many in the last round");
+}
+
+#[test]
+fn a_goodbye_into_a_closed_window_is_said_once() {
+    let mut pair = Pair::new();
+    let (client, _) = pair.connected(Class::Interactive);
+    let (local, remote) = (
+        pair.a.local_addr(client).unwrap(),
+        pair.a.peer_addr(client).unwrap(),
+    );
+    pair.a.write(pair.now, client, b"0123456789").unwrap();
+    pair.a.shutdown(pair.now, client);
+    let segment = pair.a.poll_transmit(pair.now).unwrap();
+    let segment = packet::Tcp::parse(&Ipv6::parse(&segment).unwrap()).unwrap();
+    // Half of it is acknowledged, then all of it, with a window that stays closed.
+    for length in [5, 11] {
+        let mut answer = Vec::new();
+        let numbers = (segment.acknowledged, segment.sequence + length, 0);
+        let (from, to) = ((*remote.ip(), remote.port()), (*local.ip(), local.port()));
+        packet::write_tcp(&mut answer, from, to, numbers, packet::ACK, &[]);
+        pair.a.handle_packet(pair.now, &answer);
+        while pair.a.poll_transmit(pair.now).is_some() {}
+    }
+    pair.pass = |_, _, _| false;
+    let before = pair.a.stats().tx_packets;
+    pair.run(600 * second());
+    let sent = pair.a.stats().tx_packets - before;
+    assert_eq!(
+        sent, 0,
+        "packets in ten minutes of waiting for the other side's goodbye"
+    );
 }
 
 #[test]
@@ -789,40 +838,47 @@ enum Op {
     Abort(usize),
     KeepAlive(usize),
     Run(u64),
-    Mutate(u16, u8),
-    Truncate(u16),
+    Mutate(usize, u16, u8),
+    Truncate(usize, u16),
+    Lose(usize),
+    Nudge,
     Ping,
     Udp,
-    Quote(u8, u8),
+    Quote(usize, u8, u8),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        any::<bool>().prop_map(Op::Connect),
-        (0usize..8, 0usize..100_000).prop_map(|(i, n)| Op::Write(i, n)),
-        (0usize..8, 0usize..100_000).prop_map(|(i, n)| Op::Read(i, n)),
-        (0usize..8).prop_map(Op::Shutdown),
-        (0usize..8).prop_map(Op::Close),
-        (0usize..8).prop_map(Op::Abort),
-        (0usize..8).prop_map(Op::KeepAlive),
-        (0u64..3_000_000).prop_map(Op::Run),
-        (any::<u16>(), any::<u8>()).prop_map(|(at, to)| Op::Mutate(at, to)),
-        any::<u16>().prop_map(Op::Truncate),
-        Just(Op::Ping),
-        Just(Op::Udp),
-        (1u8..5, 0u8..8).prop_map(|(kind, code)| Op::Quote(kind, code)),
+        1 => any::<bool>().prop_map(Op::Connect),
+        1 => (0usize..8, 0usize..100_000).prop_map(|(i, n)| Op::Write(i, n)),
+        1 => (0usize..8, 0usize..100_000).prop_map(|(i, n)| Op::Read(i, n)),
+        1 => (0usize..8).prop_map(Op::Shutdown),
+        1 => (0usize..8).prop_map(Op::Close),
+        1 => (0usize..8).prop_map(Op::Abort),
+        1 => (0usize..8).prop_map(Op::KeepAlive),
+        4 => (0u64..100_000).prop_map(Op::Run),
+        1 => (0u64..3_000_000).prop_map(Op::Run),
+        // Mostly in the header and the options.
+        4 => (0usize..9, prop_oneof![3 => 0u16..40, 1 => any::<u16>()], any::<u8>())
+            .prop_map(|(nth, at, to)| Op::Mutate(nth, at, to)),
+        1 => (0usize..9, any::<u16>()).prop_map(|(nth, to)| Op::Truncate(nth, to)),
+        3 => (0usize..9).prop_map(Op::Lose),
+        1 => Just(Op::Nudge),
+        1 => Just(Op::Ping),
+        1 => Just(Op::Udp),
+        1 => (0usize..9, 1u8..5, 0u8..8).prop_map(|(nth, kind, code)| Op::Quote(nth, kind, code)),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn no_sequence_of_operations_panics(ops in proptest::collection::vec(op(), 1..60)) {
         let mut pair = Pair::new();
-        pair.b.listen(80, 4, Class::Interactive).unwrap();
+        let (client, server) = pair.connected(Class::Interactive);
         let socket = pair.a.udp_bind(0).unwrap();
-        let mut streams: Vec<(Side, StreamId)> = Vec::new();
+        let mut streams = vec![(Side::A, client), (Side::B, server)];
         for op in ops {
             let now = pair.now;
             let pick = |i: usize| (!streams.is_empty()).then(|| streams[i % streams.len()]);
@@ -851,28 +907,33 @@ proptest! {
                     let _ = pair.stack(side).set_keep_alive(now, id, Some(second()));
                 },
                 Op::Run(micros) => pair.run(Duration::from_micros(micros)),
-                Op::Mutate(at, to) => {
-                    // A real packet with one byte changed, and its checksum right all the same.
-                    if let Some(mut packet) = pair.a.poll_transmit(now) {
+                Op::Mutate(nth, at, to) => {
+                    // A packet on its way, once more with one byte changed and a right checksum.
+                    if let Some((side, mut packet)) = pair.flying(nth) {
                         let at = 40 + usize::from(at) % (packet.len() - 40);
                         packet[at] = to;
                         packet::reseal(&mut packet);
-                        pair.b.handle_packet(now, &packet);
+                        pair.stack(side.other()).handle_packet(now, &packet);
                     }
                 }
-                Op::Truncate(to) => if let Some(mut packet) = pair.b.poll_transmit(now) {
+                Op::Truncate(nth, to) => if let Some((side, mut packet)) = pair.flying(nth) {
                     packet.truncate(usize::from(to) % packet.len());
-                    pair.a.handle_packet(now, &packet);
+                    pair.stack(side.other()).handle_packet(now, &packet);
+                },
+                Op::Lose(nth) => if let Some(key) = pair.wire.keys().nth(nth).copied() {
+                    pair.wire.remove(&key);
                 },
                 Op::Ping => { pair.a.ping(now, B, 56); }
                 Op::Udp => {
                     let _ = pair.a.udp_send(now, socket, SocketAddrV6::new(B, 9, 0, 0), b"x");
                 }
-                Op::Quote(kind, code) => if let Some(packet) = pair.a.poll_transmit(now) {
+                Op::Quote(nth, kind, code) => if let Some((side, packet)) = pair.flying(nth) {
+                    let (from, to) = if side == Side::A { (B, A) } else { (A, B) };
                     let mut error = Vec::new();
-                    packet::write_icmp_error(&mut error, B, A, (kind, code, 1300), &packet);
-                    pair.a.handle_packet(now, &error);
+                    packet::write_icmp_error(&mut error, from, to, (kind, code, 1300), &packet);
+                    pair.stack(side).handle_packet(now, &error);
                 },
+                Op::Nudge => pair.a.nudge(now),
             }
             pair.drain();
             for (side, event) in pair.events() {
