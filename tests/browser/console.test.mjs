@@ -257,7 +257,9 @@ describe("console", { concurrency: false }, () => {
     await person.line("printf '\\033[38;2;250;120;40mstill-%s\\033[0m\\n' here");
     await person.shows(/^still-here$/m);
     const colour = await page
-      .locator(".panel:not([hidden]) .xterm-rows span", { hasText: "still-here" })
+      .locator(".panel:not([hidden]) .xterm-rows span", {
+        hasText: "still-here",
+      })
       .last()
       .evaluate((span) => getComputedStyle(span).color);
     assert.notEqual(colour, "rgb(216, 220, 226)", "the policy of the page took the colours away");
@@ -326,10 +328,15 @@ describe("console", { concurrency: false }, () => {
 
   for (const colorScheme of ["light", "dark"]) {
     test(`axe finds nothing, ${colorScheme}`, async (t) => {
-      const reader = await visit(browser, { colorScheme, reducedMotion: "reduce" });
+      const reader = await visit(browser, {
+        colorScheme,
+        reducedMotion: "reduce",
+      });
       const { page } = reader;
       const check = async (where) => {
-        const found = await axe(page, { exclude: [["underpass-console", ".xterm"]] });
+        const found = await axe(page, {
+          exclude: [["underpass-console", ".xterm"]],
+        });
         assert.deepEqual(found, [], where);
       };
       await page.goto(`${system.origin}/`);
@@ -345,7 +352,9 @@ describe("console", { concurrency: false }, () => {
       await reader.line("ls -la /; echo end-$((1+1))");
       await reader.shows("end-2");
       await check("shell");
-      const inside = await axe(page, { include: [["underpass-console", ".panel:not([hidden]) .xterm"]] });
+      const inside = await axe(page, {
+        include: [["underpass-console", ".panel:not([hidden]) .xterm"]],
+      });
       for (const line of inside) t.diagnostic(`inside xterm.js: ${line}`);
       assert.deepEqual(
         inside.filter((line) => !UPSTREAM.includes(line.split(":")[0])),

@@ -46,7 +46,10 @@ export async function up() {
     });
     child.once("exit", (code) => reject(new Error(`up ended with ${code}\n${log.join("")}`)));
   });
-  const run = (...words) => execFileSync(BINARY, [...words, "--data-dir", dir], { encoding: "utf8" }).trim();
+  const run = (...words) =>
+    execFileSync(BINARY, [...words, "--data-dir", dir], {
+      encoding: "utf8",
+    }).trim();
   return {
     ...ready,
     origin: new URL(ready.console_url).origin,

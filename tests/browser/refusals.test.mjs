@@ -36,7 +36,10 @@ async function signedIn(change = {}) {
     await who.page.route(`**/api/v1/**/${path}`, async (route) => {
       const response = await route.fetch();
       const body = await response.json();
-      await route.fulfill({ response, json: (await edit(body, route)) ?? body });
+      await route.fulfill({
+        response,
+        json: (await edit(body, route)) ?? body,
+      });
     });
   }
   await who.page.goto(system.consoleUrl());
@@ -214,7 +217,10 @@ describe("refusals", { concurrency: false }, () => {
         const key = Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64");
         const other = await post("peers", { public_key: key });
         const { public_key } = route.request().postDataJSON();
-        return post("ssh/certificates", { public_key, peer: other.address.split("/")[0] });
+        return post("ssh/certificates", {
+          public_key,
+          peer: other.address.split("/")[0],
+        });
       },
     });
     await fails(who, ["ssh"], /^authentication_refused$|^certificate_/);
@@ -226,13 +232,22 @@ describe("refusals", { concurrency: false }, () => {
     const { hostname, port } = new URL(system.origin);
     const answer = await new Promise((resolve, reject) => {
       const headers = { host: "evil.example" };
-      request({ hostname, port, path: "/api/v1/orgs", headers, rejectUnauthorized: false }, (response) => {
-        let text = "";
-        response.on("data", (chunk) => {
-          text += chunk;
-        });
-        response.on("end", () => resolve({ status: response.statusCode, text }));
-      })
+      request(
+        {
+          hostname,
+          port,
+          path: "/api/v1/orgs",
+          headers,
+          rejectUnauthorized: false,
+        },
+        (response) => {
+          let text = "";
+          response.on("data", (chunk) => {
+            text += chunk;
+          });
+          response.on("end", () => resolve({ status: response.statusCode, text }));
+        },
+      )
         .on("error", reject)
         .end();
     });
@@ -248,7 +263,14 @@ describe("refusals", { concurrency: false }, () => {
       const headers = { ...from.headers, host: `${hostname}:${port}` };
       delete headers.origin;
       const onward = request(
-        { hostname, port, path: from.url, method: from.method, headers, rejectUnauthorized: false },
+        {
+          hostname,
+          port,
+          path: from.url,
+          method: from.method,
+          headers,
+          rejectUnauthorized: false,
+        },
         (answer) => {
           const passed = { ...answer.headers };
           delete passed["content-security-policy"];

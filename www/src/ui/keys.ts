@@ -5,15 +5,7 @@
 import { isMac } from "./dom";
 
 export type Action =
-  | "copy"
-  | "paste"
-  | "search"
-  | "list"
-  | "duplicate"
-  | "close"
-  | "next"
-  | "previous"
-  | "help";
+  "copy" | "paste" | "search" | "list" | "duplicate" | "close" | "next" | "previous" | "help";
 
 const CTRL_SHIFT: Record<string, Action> = {
   KeyC: "copy",
