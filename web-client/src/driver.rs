@@ -173,9 +173,9 @@ impl Driver {
         Driver(driver)
     }
 
-    /// The first WebSocket stands.
+    /// The first WebSocket stands, and the relay takes this client.
     pub(crate) async fn opened(&self) -> Result<(), Failure> {
-        self.wait(|state| &mut state.opened, |state| state.link.is_open())
+        self.wait(|state| &mut state.opened, |state| state.link.is_greeted())
             .await
     }
 

@@ -205,6 +205,7 @@ test("a relay that says why it closes, in words or by its code", async () => {
     });
     const error = await failure(client.Tunnel.connect(a.options));
     assert.equal(error.code, "token_expired");
+    assert.equal(error.rung, "websocket");
     assert.equal(error.hint, hint);
   }
 });

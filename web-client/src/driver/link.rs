@@ -27,6 +27,8 @@ pub(super) struct Open {
     pub(super) socket: Socket,
     /// Nothing has been sent yet: a fresh handshake goes first.
     pub(super) fresh: bool,
+    /// The relay said hello: it takes this client.
+    greeted: bool,
     /// What the relay said before it closes.
     told: Option<Control>,
     pub(super) heard: Instant,
@@ -46,6 +48,12 @@ pub(super) struct Ping {
 impl Link {
     pub(super) fn is_open(&self) -> bool {
         matches!(self, Link::Open(_))
+    }
+
+    /// A relay that refuses a client accepts its WebSocket, because a browser tells a page why one
+    /// was closed and not why one did not open. A hello is the yes.
+    pub(super) fn is_greeted(&self) -> bool {
+        matches!(self, Link::Open(open) if open.greeted)
     }
 
     pub(super) fn name(&self, stood: bool) -> &'static str {
@@ -172,6 +180,7 @@ impl State {
         self.link = Link::Open(Open {
             socket,
             fresh: true,
+            greeted: false,
             told: None,
             heard: now,
             ping: Ping {
@@ -185,9 +194,7 @@ impl State {
         if self.stood {
             self.reconnects += 1;
         }
-        if let Some(opened) = self.opened.take() {
-            let _ = opened.send(Ok(()));
-        }
+        // It goes out with the first message, without waiting for the relay's hello.
         let now = self.clock.tunnel(now);
         self.tunnel.initiate(now);
     }
@@ -227,7 +234,13 @@ impl State {
             return;
         };
         match Control::parse(text) {
-            Ok(Control::Hello { resume, .. }) => self.resume = resume,
+            Ok(Control::Hello { resume, .. }) => {
+                open.greeted = true;
+                self.resume = resume;
+                if let Some(opened) = self.opened.take() {
+                    let _ = opened.send(Ok(()));
+                }
+            }
             Ok(Control::Ping { n }) => open.socket.tell(&Control::Pong { n }),
             Ok(Control::Pong { n }) if n == open.ping.number => {
                 if let Some(asked) = open.ping.asked.take() {
