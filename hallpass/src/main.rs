@@ -2,6 +2,7 @@
 
 mod wireguard;
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,6 +109,7 @@ async fn serve(arguments: Serve) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 
@@ -171,6 +173,7 @@ async fn serve(arguments: Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-const LOG: &str = "info,russh=error";
+/// What the protocol library refuses by itself, such as an expired certificate, it says at this level.
+const LOG: &str = "info,russh=error,russh::server::encrypted=warn";
 /// As long as the records themselves may be kept.
 const TRUST_KEPT: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::guard::Guard;
@@ -127,7 +127,13 @@ impl Connection {
             Err(_) => return too_late(),
         };
         tokio::select! {
-            ended = &mut session => return log(source, &ended),
+            ended = &mut session => {
+                // The protocol library refuses a certificate of another time, or one that was
+                // tampered with, before anybody here is asked.
+                self.config.counters.refuse("no_login");
+                info!(code = "no_login", %source, "a client left without logging in");
+                return log(source, &ended);
+            }
             _ = welcomed => {}
             () = sleep_until(deadline) => return too_late(),
             () = self.shutdown.cancelled() => {}

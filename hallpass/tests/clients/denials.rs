@@ -101,6 +101,10 @@ async fn certificates_of_another_time() {
         refused(&world, "bad").await;
     }
     assert_eq!(world.counters.logins(), 0);
+    eventually("the client is gone", || {
+        world.counters.refused_for("no_login") == 2
+    })
+    .await;
 }
 
 #[tokio::test]

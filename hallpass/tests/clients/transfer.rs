@@ -1,4 +1,4 @@
-//! Files, with OpenSSH's `scp` and `sftp`, and rsync.
+//! Files, with OpenSSH's `scp` and `sftp`, rsync and git.
 
 use crate::world::{World, noise, ok, run, run_with};
 
@@ -87,4 +87,33 @@ async fn new_keys_under_way() {
         "{} bytes came back",
         output.stdout.len()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn git() {
+    let world = World::new().await;
+    let shell = format!("ssh {}", world.options("id").join(" "));
+    let git = |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new("git");
+        command
+            .current_dir(world.dir.path())
+            .env("GIT_SSH_COMMAND", &shell);
+        command.args(["-c", "user.name=mia", "-c", "user.email=mia@example.com"]);
+        command.args(arguments);
+        command
+    };
+    world.write("file", noise(5 * 1024 * 1024));
+    let remote = format!("ssh://root@127.0.0.1{}", world.path("remote").display());
+    for arguments in [
+        &["init", "-q", "--bare", "remote"][..],
+        &["init", "-q"],
+        &["add", "file"],
+        &["commit", "-q", "-m", "a file"],
+        &["push", "-q", &remote, "HEAD:refs/heads/main"],
+        &["clone", "-q", "-b", "main", &remote, "clone"],
+    ] {
+        ok(&run(git(arguments)).await);
+    }
+    let sent = std::fs::read(world.path("file")).unwrap();
+    assert!(std::fs::read(world.path("clone/file")).unwrap() == sent);
 }

@@ -134,3 +134,29 @@ fn push(into: &mut Vec<u8>, bytes: &[u8]) {
     into.extend_from_slice(&length.to_be_bytes());
     into.extend_from_slice(bytes);
 }
+
+#[cfg(test)]
+mod tests {
+    use ssh_key::Signature;
+    use ssh_key::encoding::Decode;
+
+    use super::*;
+
+    #[test]
+    fn raw_signatures_as_ssh_writes_them() {
+        let curve = EcdsaCurve::NistP256;
+        for algorithm in [Algorithm::Ed25519, Algorithm::Ecdsa { curve }] {
+            // Numbers that begin with a high bit, and with a zero.
+            let mut raw = [0; 64];
+            raw[..32].fill(0xf0);
+            raw[63] = 1;
+            let encoded = encode(&algorithm, &raw).unwrap();
+            let signature = Signature::decode(&mut encoded.as_slice()).unwrap();
+            assert_eq!(signature.algorithm(), algorithm);
+            for length in [0, 32, 63, 65, 72] {
+                assert_eq!(encode(&algorithm, &vec![1; length]), None, "{length}");
+            }
+        }
+        assert_eq!(encode(&Algorithm::SkEd25519, &[1; 64]), None);
+    }
+}

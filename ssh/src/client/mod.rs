@@ -176,6 +176,14 @@ impl Session {
         Ok(channel)
     }
 
+    /// Opens the login shell on pipes.
+    pub async fn open_shell_on_pipes(&self, env: &[(&str, &str)]) -> Result<Channel, SshError> {
+        let mut channel = self.open().await?;
+        channel.set_env(env).await?;
+        channel.request_shell().await?;
+        Ok(channel)
+    }
+
     /// Runs a command, on a terminal or on pipes.
     pub async fn exec(
         &self,
