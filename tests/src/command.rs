@@ -50,7 +50,7 @@ impl fmt::Display for Output {
 /// # Panics
 /// When it cannot be started, or has not ended within `limit` (it is killed then).
 pub fn run(mut command: Command, input: &[u8], limit: Duration) -> Output {
-    let shown = format!("{command:?}");
+    let shown: String = format!("{command:?}").chars().take(600).collect();
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

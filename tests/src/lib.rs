@@ -5,12 +5,14 @@
 //! The tests themselves are in `tests/tests`. They know the system from outside alone: its
 //! binary, its HTTP API, its wire.
 
+pub mod client;
 pub mod clock;
 pub mod command;
 pub mod emulator;
 pub mod namespace;
 pub mod peer;
 pub mod system;
+pub mod warp;
 
 /// Whether a test that needs root can run. Where it cannot, this says what to type; in CI that is
 /// a failure.

@@ -69,6 +69,25 @@ impl Namespace {
         run(command, b"", QUICK).ok();
     }
 
+    /// Runs `work` on a thread whose sockets, and those of the threads that it starts, are inside.
+    ///
+    /// # Panics
+    /// When the namespace cannot be entered, or `work` panics.
+    pub fn enter(&self, work: impl FnOnce() + Send) {
+        let file =
+            fs::File::open(PathBuf::from("/run/netns").join(&self.name)).expect("the namespace");
+        let result = std::thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).expect("setns");
+                work();
+            });
+            inside.join()
+        });
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
     /// What `/etc/resolv.conf` is for programs started inside from now on.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -13,8 +13,10 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{
+    clock::wait_for,
     command::{Background, Output, run},
     namespace::Namespace,
+    warp::Warp,
 };
 
 /// How long `up` may take to be ready on a busy machine.
@@ -75,39 +77,55 @@ pub struct System {
     pub ready: Ready,
     namespace: Option<String>,
     process: Background,
+    log: Log,
     data_dir: PathBuf,
     _directory: TempDir,
 }
 
-impl System {
-    /// Starts one on loopback, on free ports.
-    pub fn start() -> System {
-        System::start_with(None, &["--listen", "127.0.0.1:0"])
-    }
+/// How a system is started. The default listens on loopback, on free ports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setup<'a> {
+    /// Runs there, reached by others at this address of it: TLS on 8443, UDP on 51820.
+    pub namespace: Option<(&'a Namespace, &'a str)>,
+    /// Lives by this clock.
+    pub clock: Option<&'a Warp>,
+    /// More arguments for `up`.
+    pub arguments: &'a [&'a str],
+}
 
-    /// Starts one in a namespace, reached by others at `address`: TLS on 8443, UDP on 51820.
-    pub fn start_in(namespace: &Namespace, address: &str) -> System {
-        let listen = format!("{address}:8443");
-        let arguments = ["--demo-expose", address, "--listen", &listen];
-        System::start_with(Some(namespace), &arguments)
-    }
-
-    fn start_with(namespace: Option<&Namespace>, arguments: &[&str]) -> System {
+impl Setup<'_> {
+    /// Starts the system and waits until it is ready.
+    ///
+    /// # Panics
+    /// With what it said, when it does not become ready.
+    pub fn start(self) -> System {
         let directory = tempfile::tempdir().expect("a directory for the data");
         // Made by the system itself, so that it is as private as it has to be.
         let data_dir = directory.path().join("data");
-        let mut command = program(namespace.map(Namespace::name));
+        let mut command = program(self.namespace.map(|(namespace, _)| namespace.name()));
         command
             .args(["up", "--demo", "--json", "--data-dir"])
-            .arg(&data_dir)
-            .args(arguments);
+            .arg(&data_dir);
+        match self.namespace {
+            Some((_, address)) => {
+                let listen = format!("{address}:8443");
+                command.args(["--demo-expose", address, "--listen", &listen]);
+            }
+            None => {
+                command.args(["--listen", "127.0.0.1:0"]);
+            }
+        }
+        command.args(self.arguments);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(clock) = self.clock {
+            clock.apply(&mut command);
+        }
         let mut process = Background::start(command);
         let stdout = process.0.stdout.take().expect("piped");
-        let mut stderr = process.0.stderr.take().expect("piped");
+        let stderr = process.0.stderr.take().expect("piped");
         let (to_us, line) = mpsc::channel();
         thread::spawn(move || {
             let mut lines = BufReader::new(stdout).lines();
@@ -117,36 +135,79 @@ impl System {
                 eprintln!("up --json printed more than one line: {line}");
             }
         });
-        let errors = thread::spawn(move || {
-            let mut text = String::new();
-            let mut chunk = [0; 4096];
-            while let Ok(n @ 1..) = stderr.read(&mut chunk) {
-                let said = String::from_utf8_lossy(&chunk[..n]);
-                eprint!("{said}");
-                if text.len() < 64 * 1024 {
-                    text.push_str(&said);
-                }
-            }
-            text
+        let log = Log::default();
+        thread::spawn({
+            let log = log.clone();
+            move || log.follow(stderr)
         });
         let line = match line.recv_timeout(READY) {
             Ok(Some(Ok(line))) => line,
             other => {
                 process.stop();
-                let said = errors.join().unwrap_or_default();
-                panic!("`underpass up --demo` is not ready: {other:?}\nstderr: {said}");
+                panic!(
+                    "`underpass up --demo` is not ready: {other:?}\nstderr: {}",
+                    log.text()
+                );
             }
         };
         let ready: Ready = serde_json::from_str(&line)
             .unwrap_or_else(|error| panic!("up --json printed {line}: {error}"));
-        let namespace = namespace.map(|namespace| namespace.name().to_owned());
+        let namespace = self
+            .namespace
+            .map(|(namespace, _)| namespace.name().to_owned());
         System {
             ready,
             namespace,
             process,
+            log,
             data_dir,
             _directory: directory,
         }
+    }
+}
+
+/// What a system has written to its standard error.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    fn follow(&self, mut from: impl Read) {
+        let mut chunk = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut chunk) {
+            let said = String::from_utf8_lossy(&chunk[..n]);
+            eprint!("{said}");
+            let mut text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if text.len() < 1 << 20 {
+                text.push_str(&said);
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl System {
+    /// Starts one on loopback, on free ports.
+    pub fn start() -> System {
+        Setup::default().start()
+    }
+
+    /// Waits until the log says `what`.
+    ///
+    /// # Panics
+    /// When it does not within ten seconds.
+    pub fn logs(&self, what: &str) {
+        let says = || self.log.text().contains(what).then_some(());
+        wait_for(
+            &format!("{what:?} in the log"),
+            Duration::from_secs(10),
+            says,
+        );
     }
 
     /// A client command of the same machine, run to its end.
@@ -230,11 +291,21 @@ impl System {
         ]);
         command.args(["--write-out", "\n%{http_code}", "--config", "-", "--cacert"]);
         command.arg(self.certificate()).args(more);
-        if let Some(body) = body {
-            command.args(["--header", "Content-Type: application/json", "--data", body]);
+        // Bodies may be large, tokens are secret: neither is an argument.
+        let file = body.map(|body| {
+            let mut file = tempfile::NamedTempFile::new().expect("a file");
+            std::io::Write::write_all(&mut file, body.as_bytes()).expect("a body");
+            file
+        });
+        if let Some(file) = &file {
+            command.args([
+                "--header",
+                "Content-Type: application/json",
+                "--data-binary",
+            ]);
+            command.arg(format!("@{}", file.path().display()));
         }
         command.arg(format!("{}{path}", self.origin()));
-        // The token goes by standard input: arguments are public.
         let header = bearer.map(|token| format!("header = \"Authorization: Bearer {token}\"\n"));
         let output = run(
             command,

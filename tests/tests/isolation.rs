@@ -7,7 +7,7 @@ use tests::{
     namespace::{Namespace, connect},
     peer::Peer,
     root,
-    system::System,
+    system::Setup,
 };
 
 const PROBE: &str = env!("CARGO_BIN_EXE_probe");
@@ -21,7 +21,11 @@ fn a_peer_of_another_network_reaches_no_address_and_learns_no_name() {
     let (address, _) = connect(&server, &ours, 1);
     connect(&server, &theirs, 2);
     theirs.ip(["route", "add", "10.99.1.0/24", "via", "10.99.2.1"]);
-    let system = System::start_in(&server, &address);
+    let system = Setup {
+        namespace: Some((&server, &address)),
+        ..Setup::default()
+    }
+    .start();
     let files = tempfile::tempdir().expect("a directory");
     let org = system.ready.org.clone();
     system.underpass(&["orgs", "create", "rival"]).ok();

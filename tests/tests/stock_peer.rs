@@ -8,7 +8,7 @@ use tests::{
     namespace::{Namespace, connect},
     peer::Peer,
     root,
-    system::System,
+    system::{Setup, System},
 };
 
 /// A system in one namespace and a stock peer in another.
@@ -24,7 +24,11 @@ impl Lab {
     fn new() -> Lab {
         let (server, client) = (Namespace::new(), Namespace::new());
         let (address, _) = connect(&server, &client, 1);
-        let system = System::start_in(&server, &address);
+        let system = Setup {
+            namespace: Some((&server, &address)),
+            ..Setup::default()
+        }
+        .start();
         let keys = tempfile::tempdir().expect("a directory for keys");
         let path = |name: &str| keys.path().join(name).display().to_string();
         let org = system.ready.org.clone();

@@ -97,6 +97,7 @@ impl WebSocketLink {
             stopping: AtomicBool::new(false),
             counters: Counters::default(),
         });
+        shared.counters.connected();
         let (to_driver, inbound) = mpsc::channel(INBOUND);
         let task = tokio::spawn(run(Arc::clone(&shared), first, to_driver));
         Ok(WebSocketLink {
@@ -200,7 +201,6 @@ async fn run(shared: Arc<Shared>, first: Dialled, to_driver: mpsc::Sender<Incomi
     let mut dialled = first;
     let mut failures = 0;
     loop {
-        shared.counters.connected();
         shared.up.store(true, Ordering::Release);
         if to_driver.send(Incoming::Up).await.is_err() {
             return;
@@ -236,7 +236,10 @@ async fn run(shared: Arc<Shared>, first: Dialled, to_driver: mpsc::Sender<Incomi
             }
             tokio::select! {
                 result = Box::pin(shared.target.dial(resume.as_deref())) => match result {
-                    Ok(dialled) => break dialled,
+                    Ok(dialled) => {
+                        shared.counters.connected();
+                        break dialled;
+                    }
                     Err(failed) => error = failed,
                 },
                 () = shared.stop.notified() => return,
