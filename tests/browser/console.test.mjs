@@ -136,9 +136,9 @@ describe("console", { concurrency: false }, () => {
     await page.keyboard.press("Escape");
     await person.shows(/^last-42$/m, 150_000);
     const seconds = (performance.now() - began) / 1000;
-    const longest = await stop();
+    const { longest, frame } = await stop();
     t.diagnostic(
-      `20 MB in ${seconds.toFixed(1)} s (${(20 / seconds).toFixed(1)} MB/s), longest stall ${longest.toFixed(0)} ms, a click answered in ${answered.toFixed(0)} ms`,
+      `20 MB in ${seconds.toFixed(1)} s (${(20 / seconds).toFixed(1)} MB/s), longest stall ${longest.toFixed(0)} ms, longest frame ${frame.toFixed(0)} ms, a click answered in ${answered.toFixed(0)} ms`,
     );
     assert.match(await person.text(), /^x{99}\nx+\nlast-42$/m);
     assert.ok(longest < 1000, `the page stood still for ${longest} ms`);
@@ -187,6 +187,34 @@ describe("console", { concurrency: false }, () => {
     // A query is not answered: nothing arrives for `read`, which gives up.
     await person.line("clear; printf '\\033]52;c;?\\a'; read -t 1 -n 1 x; echo got-[$x]-$((1+1))");
     await person.shows("got-[]-2");
+  });
+
+  test("opens links with Ctrl alone, and shows where they lead", async () => {
+    const { page, context } = person;
+    const said =
+      "printf '\\033]8;;http://127.0.0.1:9/true-target\\033\\\\innocent-text\\033]8;;\\033\\\\\\n'";
+    await person.line(`clear; ${said}`);
+    await person.shows(/^innocent-text$/m);
+    const box = await page.locator(".panel:not([hidden]) .xterm-screen").boundingBox();
+    const [{ rows }] = await person.terminals();
+    const at = (await person.text()).split("\n").indexOf("innocent-text");
+    const spot = [box.x + 20, box.y + (box.height / rows) * (at + 0.5)];
+    const opened = [];
+    context.on("page", (popup) => opened.push(popup));
+    // xterm.js asks for the links of a line when the pointer comes to it from another.
+    await page.mouse.move(spot[0], box.y + box.height / 2);
+    await page.mouse.move(spot[0] + 30, spot[1]);
+    await page.locator(".link-hint", { hasText: "http://127.0.0.1:9/true-target" }).first().waitFor();
+    await page.mouse.click(...spot);
+    await page.waitForTimeout(300);
+    assert.equal(opened.length, 0);
+    const popup = context.waitForEvent("page");
+    await page.keyboard.down("Control");
+    await page.mouse.click(...spot);
+    await page.keyboard.up("Control");
+    await (await popup).close();
+    await page.bringToFront();
+    assert.equal(opened.length, 1);
   });
 
   test("finds text in the output", async () => {
@@ -324,6 +352,57 @@ describe("console", { concurrency: false }, () => {
     await person.shows(/\S/);
     await person.line("echo reloaded-$((1+1))");
     await person.shows("reloaded-2");
+  });
+
+  test("opens what a deep link names, and keeps the theme, and nothing else", async () => {
+    const guest = await visit(browser);
+    const { app, id } = instances[1];
+    await guest.page.goto(`${system.consoleUrl()}&app=${app}&instance=${id}`);
+    await guest.phase(0, "open");
+    assert.equal((await guest.terminals())[0].instance, id);
+    assert.ok(!guest.page.url().includes("token"));
+    const theme = guest.page.getByRole("button", { name: /^Theme/ });
+    await theme.click();
+    await theme.click();
+    assert.equal(await theme.getAttribute("aria-label"), "Theme: dark");
+    assert.equal(await guest.page.evaluate(() => JSON.stringify(localStorage)), '{"underpass.theme":"dark"}');
+    await guest.page.reload();
+    await guest.phase(0, "open");
+    assert.equal(await guest.page.evaluate(() => document.querySelector("underpass-console").scheme), "dark");
+    await guest.page.getByRole("button", { name: "Sign out" }).click();
+    await guest.page.getByRole("heading", { name: "Sign in" }).waitFor();
+    assert.equal(await guest.page.evaluate(() => sessionStorage.length), 0);
+    assert.deepEqual(guest.complaints, []);
+    await guest.close();
+  });
+
+  test("works on a phone: the drawer, the key bar", async () => {
+    const phone = await visit(browser, {
+      viewport: { width: 390, height: 844 },
+      hasTouch: true,
+      isMobile: true,
+    });
+    const { page } = phone;
+    await page.goto(system.consoleUrl());
+    await page.locator(".instance").first().waitFor();
+    await page.locator(`[data-instance="${instances[0].id}"]`).tap();
+    await phone.phase(0, "open");
+    assert.equal(await page.locator(".sidebar").getAttribute("inert"), "");
+    await page.locator(".panel:not([hidden]) textarea").focus();
+    await phone.line("sleep 60");
+    await page.getByRole("button", { name: "Control, for the next key" }).tap();
+    await page.keyboard.type("c");
+    await phone.line("echo code-$?");
+    await phone.shows("code-130");
+    await page.getByRole("button", { name: "Up", exact: true }).tap();
+    await page.keyboard.press("Enter");
+    await phone.shows(/code-130[^]*code-0/);
+    await page.getByRole("button", { name: "Instances" }).tap();
+    await page.locator(`[data-instance="${instances[1].id}"]`).tap();
+    await phone.phase(1, "open");
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(wide <= 390, `the page is ${wide} px wide`);
+    await phone.close();
   });
 
   for (const colorScheme of ["light", "dark"]) {

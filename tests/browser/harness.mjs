@@ -202,10 +202,11 @@ export async function axe(page, { include, exclude } = {}) {
   );
 }
 
-/** Keeps the longest time in which the page did nothing else than what it was doing. */
+/** Keeps the longest time in which the page did nothing else than what it was doing, and the longest frame. */
 export async function watchStalls(page) {
   await page.evaluate(() => {
-    const state = { longest: 0, last: performance.now(), on: true };
+    const began = performance.now();
+    const state = { longest: 0, frame: 0, last: began, drawn: began, on: true };
     globalThis.__stalls = state;
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {
@@ -215,10 +216,16 @@ export async function watchStalls(page) {
       if (state.on) setTimeout(() => port2.postMessage(0), 4);
     };
     port2.postMessage(0);
+    const draw = (now) => {
+      state.frame = Math.max(state.frame, now - state.drawn);
+      state.drawn = now;
+      if (state.on) requestAnimationFrame(draw);
+    };
+    requestAnimationFrame(draw);
   });
   return () =>
     page.evaluate(() => {
       globalThis.__stalls.on = false;
-      return globalThis.__stalls.longest;
+      return globalThis.__stalls;
     });
 }
