@@ -199,8 +199,8 @@ const NO_TEXT: &[NoText] = &[
     },
     NoText {
         dir: "web-client/src",
-        texts: &["xterm"],
-        except: &["web-client/src/terminal.rs"],
+        texts: &["\"xterm\"", "@xterm", "xterm_js"],
+        except: &[],
         because: "the page makes the terminal; the client only attaches to one",
     },
     NoText {

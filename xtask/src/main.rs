@@ -49,7 +49,7 @@ enum Command {
         #[arg(long, value_delimiter = ',', value_enum)]
         only: Vec<test::Part>,
     },
-    /// rustfmt, clippy, cargo deny, biome and tsc
+    /// rustfmt, clippy, cargo deny, prettier and tsc
     Lint,
     /// Prove that no room knows what it may not know
     Boundaries {

@@ -13,7 +13,7 @@ use crate::{boundaries, lint, setup, sh, web};
 /// A part of the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// rustfmt, clippy, cargo deny, biome, tsc
+    /// rustfmt, clippy, cargo deny, prettier, tsc
     Lint,
     /// No room knows what it may not know
     Boundaries,
