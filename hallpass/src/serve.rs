@@ -134,7 +134,7 @@ impl Connection {
                 info!(code = "no_login", %source, "a client left without logging in");
                 return log(source, &ended);
             }
-            _ = welcomed => {}
+            Ok(()) = welcomed => {}
             () = sleep_until(deadline) => return too_late(),
             () = self.shutdown.cancelled() => {}
         }
