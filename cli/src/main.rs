@@ -40,7 +40,7 @@ enum Command {
     /// Create, list and remove WireGuard peers
     #[command(subcommand, visible_alias = "wg")]
     Wireguard(client::wireguard::Command),
-    /// Keys and certificates for SSH
+    /// Shells and commands on instances, keys and certificates for SSH
     #[command(subcommand)]
     Ssh(client::ssh::Command),
 }
@@ -49,6 +49,7 @@ const EXAMPLES: &str = "\
 Examples:
   underpass up --demo                            everything on this machine, with a console URL
   underpass console                              a fresh URL of the console
+  underpass ssh console -a web                   a shell on an instance, from this terminal
   underpass wireguard create --org demo laptop   a configuration file for any WireGuard client
   underpass ssh issue --org demo ~/.ssh/id_demo  a key and certificate for stock OpenSSH";
 
@@ -62,10 +63,14 @@ async fn main() -> ExitCode {
         Command::Apps(args) => client::apps::run(args).await,
         Command::Instances(command) => client::instances::run(command).await,
         Command::Wireguard(command) => client::wireguard::run(command).await,
-        Command::Ssh(command) => client::ssh::run(command).await,
+        Command::Ssh(command) => return ended(client::ssh::run(command).await),
     };
+    ended(outcome.map(|()| ExitCode::SUCCESS))
+}
+
+fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("underpass: {error:#}");
             ExitCode::FAILURE

@@ -22,25 +22,35 @@ pub(crate) struct Apps {
     apps: Vec<App>,
 }
 
+/// An app.
 #[derive(Debug, Serialize, Deserialize)]
-struct App {
-    name: String,
-    instances: Vec<Instance>,
+pub(crate) struct App {
+    pub(crate) name: String,
+    pub(crate) instances: Vec<Instance>,
 }
 
+/// An instance of an app.
 #[derive(Debug, Serialize, Deserialize)]
-struct Instance {
-    id: String,
-    region: String,
+pub(crate) struct Instance {
+    pub(crate) id: String,
+    pub(crate) region: String,
     address: String,
-    started: bool,
+    pub(crate) started: bool,
+}
+
+/// The apps of an organisation.
+pub(crate) async fn list(api: &Api, org: &str) -> anyhow::Result<Vec<App>> {
+    let apps: Apps = api.get(&format!("/api/v1/orgs/{org}/apps")).await?;
+    Ok(apps.apps)
 }
 
 /// Prints one line per instance.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let api = Api::local(&args.data_dir).await?;
     let org = args.org.choose(&api).await?;
-    let apps: Apps = api.get(&format!("/api/v1/orgs/{org}/apps")).await?;
+    let apps = Apps {
+        apps: list(&api, &org).await?,
+    };
     if args.json {
         println!("{}", serde_json::to_string(&apps)?);
         return Ok(());

@@ -3,8 +3,10 @@
 pub(crate) mod apps;
 pub(crate) mod console;
 pub(crate) mod instances;
+pub(crate) mod network;
 pub(crate) mod orgs;
 pub(crate) mod ssh;
+pub(crate) mod terminal;
 pub(crate) mod wireguard;
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path};
@@ -15,7 +17,7 @@ use serde::Deserialize;
 use crate::api::Api;
 
 /// `--org ORG`, for commands that work within one organisation.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 pub(crate) struct OrgArg {
     /// The organisation; may be left out where there is only one
     #[arg(

@@ -1,6 +1,12 @@
 //! `underpass ssh`
 
-use std::path::{Path, PathBuf};
+pub(crate) mod console;
+pub(crate) mod target;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use http::Method;
@@ -14,9 +20,19 @@ use crate::{
     data_dir::DataDirArg,
 };
 
-/// Keys and certificates for SSH.
+/// Shells and commands on instances, keys and certificates for SSH.
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Open a shell on an instance, or run a command there
+    ///
+    /// Needs no WireGuard, no root and no key file: everything is made here for this one session.
+    /// Ends with the exit status of the remote command, 128+N when signal N killed it, and 255
+    /// when the session itself failed. On a terminal, `~.` at the beginning of a line leaves a
+    /// session that hangs.
+    #[command(
+        after_help = "Examples:\n  underpass ssh console -a web\n  underpass ssh console -a web -r lhr -C 'uptime'\n  underpass ssh console -a web -s\n  tar c . | underpass ssh console -a web -C 'tar x -C /srv'"
+    )]
+    Console(console::Args),
     /// Make a key and have it certified, for stock OpenSSH
     ///
     /// Writes PATH (mode 0600), PATH-cert.pub, and PATH-known_hosts, which lets ssh verify every
@@ -51,16 +67,24 @@ pub(crate) struct Issue {
     json: bool,
 }
 
+/// What control answers to a public key.
 #[derive(Deserialize)]
-struct Certified {
-    certificate: String,
+pub(crate) struct Certified {
+    /// In OpenSSH's format.
+    pub(crate) certificate: String,
     expires: u64,
     host_cas: Vec<String>,
 }
 
 /// Runs one of them.
-pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
-    let Command::Issue(issue) = command;
+pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Console(args) => Ok(console::run(args).await),
+        Command::Issue(issue) => self::issue(issue).await.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+async fn issue(issue: Issue) -> anyhow::Result<()> {
     let certificate = beside(&issue.path, "-cert.pub");
     let known_hosts = beside(&issue.path, "-known_hosts");
     for path in [&issue.path, &certificate, &known_hosts] {

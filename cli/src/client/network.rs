@@ -1,0 +1,317 @@
+//! A tunnel into an organisation's private network, for as long as a command runs.
+//!
+//! Every command makes a WireGuard key of its own and leases a peer for it: two processes on one
+//! key would steal each other's session. The lease is renewed while the command runs and given
+//! back at its end; of a command that was killed it expires by itself.
+
+use std::{
+    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow, bail};
+use carrier::{CarrierError, Handle, TcpStream, Transport, Trust};
+use clap::ValueEnum;
+use http::Method;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tunnel::{Answer, Class, PrivateKey, RecordKind};
+
+use crate::{api::Api, client::OrgArg, data_dir::DataDirArg};
+
+/// What every command takes that sends packets into a network.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct NetworkArgs {
+    #[command(flatten)]
+    pub(crate) data_dir: DataDirArg,
+    #[command(flatten)]
+    pub(crate) org: OrgArg,
+    /// Use UDP alone
+    #[arg(long, conflicts_with = "websockets")]
+    udp: bool,
+    /// Use the relay's WebSocket alone
+    #[arg(long)]
+    websockets: bool,
+    /// Which way packets go where neither of the two is given
+    #[arg(
+        long = "transport",
+        value_name = "WAY",
+        env = "UNDERPASS_TRANSPORT",
+        hide_env_values = true,
+        default_value = "auto",
+        conflicts_with_all = ["udp", "websockets"]
+    )]
+    transport: Way,
+}
+
+/// How packets get to the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// UDP where it gets through, the relay where it does not
+    Auto,
+    /// UDP alone
+    Udp,
+    /// The relay's WebSocket alone
+    Websockets,
+}
+
+impl NetworkArgs {
+    fn way(&self) -> Way {
+        match (self.udp, self.websockets) {
+            (true, _) => Way::Udp,
+            (_, true) => Way::Websockets,
+            _ => self.transport,
+        }
+    }
+}
+
+/// A peer as control leases it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Lease {
+    name: String,
+    address: String,
+    dns: Ipv6Addr,
+    gateway: Gateway,
+    relay: Relay,
+    host_cas: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Gateway {
+    public_key: String,
+    endpoint: String,
+}
+
+#[derive(Deserialize)]
+struct Relay {
+    url: String,
+    token: String,
+}
+
+/// The token is a secret and is not shown.
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lease {
+    /// The peer's address, without its prefix length.
+    pub(crate) fn address(&self) -> anyhow::Result<Ipv6Addr> {
+        let address = self.address.split('/').next().unwrap_or_default();
+        address
+            .parse()
+            .with_context(|| format!("control leased the address {:?}", self.address))
+    }
+
+    /// The authorities trusted for the organisation's hosts.
+    pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
+        let keys = self.host_cas.iter();
+        keys.map(|line| ssh_key::PublicKey::from_openssh(line).context("a host CA is unreadable"))
+            .collect()
+    }
+}
+
+/// A tunnel that stands.
+pub(crate) struct Network {
+    /// Whoever leased the peer.
+    pub(crate) api: Arc<Api>,
+    /// The organisation.
+    pub(crate) org: String,
+    /// The peer.
+    pub(crate) lease: Lease,
+    handle: Handle,
+    renewal: JoinHandle<()>,
+}
+
+/// A lease lasts ten minutes.
+const RENEW_EVERY: Duration = Duration::from_secs(180);
+
+/// After a renewal that failed.
+const RENEW_AGAIN: Duration = Duration::from_secs(15);
+
+/// Giving a lease back is a courtesy: it expires anyway.
+const RELEASE_LIMIT: Duration = Duration::from_secs(3);
+
+impl Network {
+    /// Leases a peer and starts its tunnel, without waiting for the gateway.
+    pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
+        let certificate = args.data_dir.find()?.certificate();
+        let api = Arc::new(Api::local(&args.data_dir).await?);
+        let org = args.org.choose(&api).await?;
+        let mut random = zeroize::Zeroizing::new([0; 40]);
+        getrandom::fill(random.as_mut_slice()).context("no randomness")?;
+        let (secret, seed) = random.split_at(32);
+        let key = PrivateKey::from_bytes(secret.try_into()?);
+        let lease = lease(&api, &org, &key).await?;
+        let config = tunnel::Config {
+            peer: lease.gateway.public_key.parse().map_err(|_| {
+                anyhow!("control named a gateway without a key\nhint: restart `underpass up`")
+            })?,
+            preshared: None,
+            addresses: vec![lease.address()?],
+            dns: Some(lease.dns),
+            mtu: 1420,
+            keepalive: Some(15),
+            seed: u64::from_ne_bytes(seed.try_into()?),
+            private_key: key.clone(),
+        };
+        let transport = transport(&lease, args.way(), &certificate).await?;
+        let handle = match carrier::start(config, transport).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                release(&api, &org, &lease.name).await;
+                return Err(explain(&error));
+            }
+        };
+        let renewal = tokio::spawn(renew(Arc::clone(&api), org.clone(), key, handle.clone()));
+        Ok(Network {
+            api,
+            org,
+            lease,
+            handle,
+            renewal,
+        })
+    }
+
+    /// The carrier.
+    pub(crate) fn carrier(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Waits until the gateway has answered.
+    pub(crate) async fn ready(&self) -> anyhow::Result<Duration> {
+        self.handle.ready().await.map_err(|error| explain(&error))
+    }
+
+    /// Connects to a host: to the first of its addresses that answers.
+    pub(crate) async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        class: Class,
+    ) -> Result<TcpStream, CarrierError> {
+        connect(&self.handle, host, port, class).await
+    }
+
+    /// Says goodbye to the gateway and gives the lease back.
+    pub(crate) async fn close(self) {
+        self.renewal.abort();
+        self.handle.close().await;
+        release(&self.api, &self.org, &self.lease.name).await;
+    }
+}
+
+/// The addresses of a host: its own where it is one, with or without brackets.
+pub(crate) async fn resolve(handle: &Handle, host: &str) -> Result<Vec<Ipv6Addr>, CarrierError> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    if let Ok(address) = bare.unwrap_or(host).parse() {
+        return Ok(vec![address]);
+    }
+    match handle.lookup(host, RecordKind::Aaaa).await? {
+        Answer::Aaaa(addresses) => Ok(addresses),
+        Answer::Txt(_) => Ok(Vec::new()),
+    }
+}
+
+/// See [`Network::connect`].
+pub(crate) async fn connect(
+    handle: &Handle,
+    host: &str,
+    port: u16,
+    class: Class,
+) -> Result<TcpStream, CarrierError> {
+    let mut last = None;
+    for address in resolve(handle, host).await? {
+        match handle
+            .connect(SocketAddrV6::new(address, port, 0, 0), class)
+            .await
+        {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or(CarrierError::Stopped))
+}
+
+/// An error of the carrier with its code and hint, as this program shows errors.
+pub(crate) fn explain(error: &CarrierError) -> anyhow::Error {
+    let (code, hint) = (error.code().to_owned(), error.hint().to_owned());
+    if hint.is_empty() {
+        anyhow!("{error} ({code})")
+    } else {
+        anyhow!("{error} ({code})\nhint: {hint}")
+    }
+}
+
+/// The same, of something done with `host`.
+pub(crate) fn explain_at(host: &str, error: &CarrierError) -> anyhow::Error {
+    let error = explain(error);
+    anyhow!("{host}: {error}")
+}
+
+async fn lease(api: &Api, org: &str, key: &PrivateKey) -> anyhow::Result<Lease> {
+    let path = format!("/api/v1/orgs/{org}/peers");
+    let body = json!({ "public_key": key.public() });
+    api.call(Method::POST, &path, &body).await
+}
+
+async fn release(api: &Api, org: &str, name: &str) {
+    let path = format!("/api/v1/orgs/{org}/peers/{name}");
+    let gone = api.call::<serde_json::Value>(Method::DELETE, &path, &());
+    if let Ok(Err(error)) = tokio::time::timeout(RELEASE_LIMIT, gone).await {
+        tracing::debug!("the lease was not given back: {error:#}");
+    }
+}
+
+async fn renew(api: Arc<Api>, org: String, key: PrivateKey, handle: Handle) {
+    let mut after = RENEW_EVERY;
+    loop {
+        tokio::time::sleep(after).await;
+        after = match lease(&api, &org, &key).await {
+            Ok(lease) => {
+                handle.set_token(Some(lease.relay.token));
+                RENEW_EVERY
+            }
+            Err(error) => {
+                tracing::warn!("the lease was not renewed: {error:#}");
+                RENEW_AGAIN
+            }
+        };
+    }
+}
+
+async fn transport(
+    lease: &Lease,
+    way: Way,
+    certificate: &std::path::Path,
+) -> anyhow::Result<Transport> {
+    if way == Way::Udp {
+        let endpoint = endpoint(&lease.gateway.endpoint).await?;
+        return Ok(Transport::Udp { endpoint });
+    }
+    let trust = Trust::PemFile(certificate.to_owned());
+    Ok(Transport::WebSocket {
+        url: url::Url::parse(&lease.relay.url)
+            .context("control named a relay without a URL\nhint: restart `underpass up`")?,
+        token: Some(lease.relay.token.clone()),
+        tls: carrier::tls_config(&trust).map_err(|error| explain(&error))?,
+    })
+}
+
+async fn endpoint(text: &str) -> anyhow::Result<SocketAddr> {
+    let found = tokio::net::lookup_host(text).await;
+    match found.map(|mut addresses| addresses.next()) {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => bail!("the gateway's name {text} has no address\nhint: try --websockets"),
+        Err(error) => Err(anyhow!(
+            "the gateway's name {text} cannot be resolved: {error}\nhint: try --websockets"
+        )),
+    }
+}
