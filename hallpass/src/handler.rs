@@ -4,11 +4,12 @@
 //! a reply unless its handler gives one, and a client that waits for it hangs. Each callback here
 //! ends in a success or a failure. None of them waits for a program.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use russh::server::{Auth, ChannelOpenHandle, Msg, Session, VerifiedPublicKey};
+use russh::server::{Auth, ChannelOpenHandle, Msg, Response, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
 use ssh::{Authorized, authorize};
 use ssh_key::Certificate;
@@ -37,6 +38,9 @@ pub(crate) struct Handler {
     /// Told once the client is logged in.
     welcome: Option<oneshot::Sender<()>>,
     login: Option<Login>,
+    /// Why the last offer was refused, to be told once to whoever asks.
+    refusal: Option<Refusal>,
+    told: bool,
     intake: Arc<Intake>,
     channels: Channels,
 }
@@ -44,6 +48,27 @@ pub(crate) struct Handler {
 struct Login {
     authorized: Authorized,
     account: Account,
+}
+
+/// Why nobody was let in: what a person at the other end is told.
+struct Refusal {
+    code: &'static str,
+    sentence: String,
+    hint: &'static str,
+}
+
+impl Refusal {
+    /// No certificate came as far as this server. The protocol library refuses those of another
+    /// time and broken ones by itself; a client then goes on to the plain key beside it.
+    fn no_certificate() -> Refusal {
+        Refusal {
+            code: "no_certificate",
+            sentence: "no certificate was offered, or it has ended, has not begun or is damaged; \
+                       a key without one opens nothing here"
+                .to_owned(),
+            hint: "`ssh-keygen -L -f KEY-cert.pub` shows its times, `underpass ssh issue` makes one",
+        }
+    }
 }
 
 /// Why a connection ends by this server's will.
@@ -91,31 +116,38 @@ impl Handler {
             source,
             welcome: Some(welcome),
             login: None,
+            refusal: None,
+            told: false,
             intake: Arc::default(),
             channels: Channels::default(),
         }
     }
 
     /// Decides on a certificate whose key the client has proven to hold.
-    async fn admit(&self, user: &str, certificate: &Certificate) -> Result<Login, ()> {
+    async fn admit(&self, user: &str, certificate: &Certificate) -> Result<Login, Refusal> {
         let (source, key_id) = (self.source, certificate.key_id());
-        let trust = match self.trust.trust().await {
-            Ok(trust) => trust,
-            Err(error) => {
-                self.config.counters.refuse("trust_unavailable");
-                warn!(code = "trust_unavailable", %source, user, key_id, "login refused: {error}");
-                return Err(());
+        let refuse = |code: &'static str, sentence: String, hint: &'static str| {
+            self.config.counters.refuse(code);
+            warn!(code, %source, user, key_id, hint, "login refused: {sentence}");
+            Refusal {
+                code,
+                sentence,
+                hint,
             }
         };
+        let trust = self.trust.trust().await.map_err(|error| {
+            let hint =
+                "the instance cannot ask who may log in: try again, then look at its network";
+            refuse("trust_unavailable", error.to_string(), hint)
+        })?;
         let authorized = authorize(certificate, user, source.ip(), (self.clock)(), &trust)
-            .map_err(|denied| {
-                let (code, hint) = (denied.code(), denied.hint());
-                self.config.counters.refuse(code);
-                warn!(code, %source, user, key_id, hint, "login refused: {denied}");
-            })?;
+            .map_err(|denied| refuse(denied.code(), denied.to_string(), denied.hint()))?;
         let account = self.config.users.account(user).map_err(|error| {
-            self.config.counters.refuse("no_account");
-            warn!(code = "no_account", %source, user, key_id, "login refused: {error}");
+            refuse(
+                "no_account",
+                error.to_string(),
+                "log in as a user of the instance",
+            )
         })?;
         Ok(Login {
             authorized,
@@ -277,8 +309,36 @@ impl russh::server::Handler for Handler {
                 self.login = Some(login);
                 Ok(Auth::Accept)
             }
-            Err(()) => Ok(certificates_alone()),
+            Err(refusal) => {
+                self.refusal = Some(refusal);
+                Ok(certificates_alone())
+            }
         }
+    }
+
+    /// Asks nothing: it is the one place where a stock client shows its person a text after a
+    /// refusal. Told once, it is not offered again.
+    async fn auth_keyboard_interactive<'a>(
+        &'a mut self,
+        _: &str,
+        _: &str,
+        response: Option<Response<'a>>,
+    ) -> Result<Auth, Fault> {
+        if response.is_some() || self.told {
+            return Ok(nothing_more());
+        }
+        self.told = true;
+        let refusal = self.refusal.take().unwrap_or_else(Refusal::no_certificate);
+        let Refusal {
+            code,
+            sentence,
+            hint,
+        } = refusal;
+        Ok(Auth::Partial {
+            name: "".into(),
+            instructions: format!("login refused: {sentence} ({code})\nhint: {hint}").into(),
+            prompts: Cow::Borrowed(&[]),
+        })
     }
 
     async fn auth_none(&mut self, _: &str) -> Result<Auth, Fault> {
@@ -574,13 +634,26 @@ impl Drop for Handler {
     }
 }
 
-/// Refuses in the one way that keeps a client from trying anything else than certificates.
+/// Refuses an offer; what may follow is another, or the question why.
 fn certificates_alone() -> Auth {
+    rejected(&METHODS)
+}
+
+/// Refuses, and has said why.
+fn nothing_more() -> Auth {
+    rejected(&METHODS[..1])
+}
+
+fn rejected(methods: &[MethodKind]) -> Auth {
     Auth::Reject {
-        proceed_with_methods: Some(MethodSet::from(&[MethodKind::PublicKey][..])),
+        proceed_with_methods: Some(MethodSet::from(methods)),
         partial_success: false,
     }
 }
+
+/// Certificates let in. Keyboard-interactive lets nobody in: it tells why.
+pub(crate) const METHODS: [MethodKind; 2] =
+    [MethodKind::PublicKey, MethodKind::KeyboardInteractive];
 
 fn answer(id: ChannelId, yes: bool, session: &mut Session) -> Result<(), Fault> {
     if yes {

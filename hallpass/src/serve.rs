@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use russh::server;
-use russh::{Disconnect, MethodKind, MethodSet, SshId};
+use russh::{Disconnect, MethodSet, SshId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::guard::Guard;
-use crate::handler::{Fault, Handler};
+use crate::handler::{Fault, Handler, METHODS};
 use crate::intake;
 use crate::listener::Listener;
 use crate::trust::TrustSource;
@@ -167,7 +167,7 @@ fn protocol(config: &Config) -> server::Config {
     let limits = &config.limits;
     server::Config {
         server_id: SshId::Standard(concat!("SSH-2.0-hallpass_", env!("CARGO_PKG_VERSION")).into()),
-        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        methods: MethodSet::from(&METHODS[..]),
         // There is nothing to guess, and so nothing to slow down: an agent's dozen plain keys
         // would cost the person a dozen waits.
         auth_rejection_time: Duration::ZERO,

@@ -236,6 +236,63 @@ async fn limits() {
     assert!(refused >= 1, "four at a time where three may be");
 }
 
+/// A person at stock OpenSSH is told why, once, with a code and a hint.
+#[tokio::test]
+async fn the_person_refused_is_told_why() {
+    let world = World::new().await;
+    let good = Says::default;
+    let cases = [
+        (
+            "certificate_ca_unknown",
+            "another organisation",
+            Says {
+                ca: STRANGER,
+                ..good()
+            },
+        ),
+        (
+            "certificate_wrong_principal",
+            "principals",
+            Says {
+                principals: vec!["mia"],
+                ..good()
+            },
+        ),
+        (
+            "no_certificate",
+            "underpass ssh issue",
+            Says {
+                valid: seconds() - 3600..seconds() - 60,
+                ..good()
+            },
+        ),
+    ];
+    for (code, hint, says) in cases {
+        world.identity("bad", &says);
+        told(&world, "bad", code, hint).await;
+    }
+    world.write("plain", key(USER).to_openssh(LineEnding::LF).unwrap());
+    ok(&crate::world::tool_runs("chmod", ["600".as_ref(), world.path("plain").as_os_str()]).await);
+    told(&world, "plain", "no_certificate", "underpass ssh issue").await;
+    assert_eq!(world.counters.logins(), 0);
+}
+
+async fn told(world: &World, identity: &str, code: &str, hint: &str) {
+    let mut command = Command::new("ssh");
+    // The first value of an option counts.
+    command
+        .args(["-o", "BatchMode=no", "-o", "LogLevel=INFO"])
+        .args(world.options(identity));
+    command
+        .env_remove("SSH_AUTH_SOCK")
+        .args(["root@127.0.0.1", "echo in"]);
+    let output = run(command).await;
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(255));
+    assert_eq!(said.matches(&format!("({code})")).count(), 1, "{said}");
+    assert!(said.contains("hint: ") && said.contains(hint), "{said}");
+}
+
 async fn refused(world: &World, identity: &str) {
     let mut command = Command::new("ssh");
     command
@@ -245,7 +302,7 @@ async fn refused(world: &World, identity: &str) {
     let output = run(command).await;
     assert_eq!(output.status.code(), Some(255));
     assert!(
-        text(&output.stderr).contains("Permission denied (publickey)"),
+        text(&output.stderr).contains("Permission denied (publickey"),
         "{}",
         text(&output.stderr)
     );
