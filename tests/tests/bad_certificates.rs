@@ -1,5 +1,5 @@
 //! SSH certificates that are wrong in one way each, by OpenSSH against an instance. The client is
-//! refused, the server's log says why and what to do, and a good certificate works throughout.
+//! told why and what to do, the server's log says it too, and a good certificate works throughout.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -38,7 +38,7 @@ impl Lab {
         let mut command = from.namespace.command("ssh");
         command.args(["-F", "none", "-i", &self.path(name)]);
         for option in [
-            "BatchMode=yes",
+            "NumberOfPasswordPrompts=1",
             "IdentitiesOnly=yes",
             "IdentityAgent=none",
             "StrictHostKeyChecking=yes",
@@ -56,16 +56,12 @@ impl Lab {
         assert_eq!(self.login(&self.here, name).ok().text(), "in", "{name}");
     }
 
-    /// A login that is refused for that reason, with a hint in the log.
+    /// A login that is refused, where the person is told that code and a hint.
     fn refuses(&self, from: &Peer, name: &str, code: &str) {
         let output = self.login(from, name);
         assert_eq!(output.status.code(), Some(255), "{name}: {output}");
-        assert!(
-            output.stderr.contains("Permission denied"),
-            "{name}: {output}"
-        );
-        if !code.is_empty() {
-            self.system.logs(code);
+        for said in ["Permission denied", &format!("({code})"), "hint: "] {
+            assert!(output.stderr.contains(said), "{name}: {said}: {output}");
         }
     }
 
@@ -128,7 +124,7 @@ fn each_wrong_certificate_is_refused_for_its_reason() {
     lab.admits("good");
 
     lab.plain_key("bare");
-    lab.refuses(&lab.here, "bare", "");
+    lab.refuses(&lab.here, "bare", "no_certificate");
 
     lab.system.underpass(&["orgs", "create", "rival"]).ok();
     lab.issue("rival", &["--org", "rival"]);
@@ -139,10 +135,12 @@ fn each_wrong_certificate_is_refused_for_its_reason() {
     lab.refuses(&lab.here, "own", "certificate_ca_unknown");
     lab.plain_key("as_host");
     lab.sign("own_ca", "as_host", &["-h"]);
-    lab.refuses(&lab.here, "as_host", "");
+    // OpenSSH itself keeps a host certificate back.
+    lab.refuses(&lab.here, "as_host", "no_certificate");
 
     lab.issue("somebody", &[&org[..], &["--user", "somebody"]].concat());
     lab.refuses(&lab.here, "somebody", "certificate_wrong_principal");
+    lab.system.logs("certificate_wrong_principal");
 
     // For one peer's address alone, as the console has them.
     let session = lab.system.session();
@@ -163,11 +161,11 @@ fn each_wrong_certificate_is_refused_for_its_reason() {
     lab.admits("short");
     // The SSH library looks at the dates itself, before any rule of ours.
     clock.set(-3_600);
-    lab.refuses(&lab.here, "short", "expired or not yet valid");
+    lab.refuses(&lab.here, "short", "no_certificate");
     clock.set(2 * 3_600);
-    lab.refuses(&lab.here, "short", "expired or not yet valid");
+    lab.refuses(&lab.here, "short", "no_certificate");
     clock.set(0);
-    lab.system.logs("hint");
+    lab.system.logs("expired or not yet valid");
 
     lab.admits("good");
     lab.admits("console");

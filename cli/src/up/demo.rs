@@ -3,7 +3,7 @@
 //! Each instance is a WireGuard peer in user mode with an SSH server on port 22, in this process.
 //! Its shells run as the user who started it: whoever can log in is that user.
 
-use std::{fmt::Write, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt::Write, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use carrier::Transport;
@@ -66,8 +66,7 @@ impl Demo {
 pub(crate) async fn start(
     dir: &DataDir,
     store: &Arc<Store>,
-    gateway: &PublicKey,
-    endpoint: SocketAddr,
+    uplink: Uplink,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> anyhow::Result<Demo> {
@@ -81,8 +80,7 @@ pub(crate) async fn start(
         let machine = Machine {
             key: PrivateKey::from_bytes(*dir.secret(&format!("demo-{number}.wireguard"), random)?),
             host_key: dir.secret(&format!("demo-{number}.host"), random)?,
-            gateway: *gateway,
-            endpoint,
+            uplink: uplink.clone(),
         };
         let instance = enrol(store, &org, app, region, machine.key.public())?;
         let (ready, started) = tokio::sync::oneshot::channel();
@@ -145,12 +143,18 @@ fn enrol(
     Ok(store.add_instance(org.id, app, region, key, true, now())?)
 }
 
+/// The gateway that the instances join by.
+#[derive(Clone)]
+pub(crate) struct Uplink {
+    pub(crate) gateway: gateway::Handle,
+    pub(crate) target: relay::GatewayTarget,
+}
+
 /// What makes an instance: its keys, and where its gateway is.
 struct Machine {
     key: PrivateKey,
     host_key: zeroize::Zeroizing<[u8; 32]>,
-    gateway: PublicKey,
-    endpoint: SocketAddr,
+    uplink: Uplink,
 }
 
 /// How soon a change of an instance's state in the store is followed.
@@ -182,7 +186,11 @@ async fn supervise(
                     None => tracing::warn!(instance = %id, "cannot start: {error:#}"),
                 },
             },
-            (false, Some(running)) => running.stop().await,
+            (false, Some(running)) => {
+                running.stop().await;
+                // Whoever connects now is told so at once, not after the gateway's own doubts.
+                machine.uplink.gateway.revoke(machine.key.public()).await;
+            }
             (_, kept) => running = kept,
         }
         if let Some(ready) = ready.take() {
@@ -224,7 +232,7 @@ impl Machine {
         let network = carrier::start(
             tunnel::Config {
                 private_key: self.key.clone(),
-                peer: self.gateway,
+                peer: self.uplink.target.public_key,
                 preshared: None,
                 addresses: vec![instance.address.address()],
                 dns: Some(sixpn::INSTANCE_DNS),
@@ -233,7 +241,7 @@ impl Machine {
                 seed: u64::from_le_bytes(seed),
             },
             Transport::Udp {
-                endpoint: self.endpoint,
+                endpoint: self.uplink.target.endpoint,
             },
         )
         .await?;

@@ -5,7 +5,7 @@ mod demo;
 mod page;
 mod report;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{collections::HashMap, io::IsTerminal, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context;
 use control::{Control, GatewayInfo, Hosts, Store};
@@ -149,7 +149,14 @@ impl Up {
         let url = format!("https://{authority}");
         let demo = match config.demo {
             true => Some(
-                demo::start(&dir, &store, &key.public(), target.endpoint, &tasks, &stop).await?,
+                demo::start(
+                    &dir,
+                    &store,
+                    demo::Uplink { gateway, target },
+                    &tasks,
+                    &stop,
+                )
+                .await?,
             ),
             false => None,
         };
@@ -320,6 +327,7 @@ fn log_to_stderr() {
         .unwrap_or_else(|_| EnvFilter::new("warn,boringtun=off"));
     let logs = fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
     debug_assert!(logs.is_ok(), "logging starts once");
