@@ -76,9 +76,9 @@ impl Tunnel {
         &self,
         host: String,
         port: u16,
-        options: DialOptions,
+        options: Option<DialOptions>,
     ) -> Result<ByteStream, JsValue> {
-        let ladder = surface::ladder(&options);
+        let ladder = options.map_or(Ladder::new(None, None), |options| surface::ladder(&options));
         let stream = dial(&self.driver, &ladder, &host, port).await?;
         let (read, write) = tokio::io::split(stream);
         Ok(ByteStream {

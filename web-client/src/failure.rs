@@ -1,7 +1,10 @@
 //! One shape for all that goes wrong: a stable code, a sentence, a hint, and the rung it happened
 //! on. At the border it becomes a JavaScript `Error` with these as members.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use js_sys::Function;
 use ssh::client::SshError;
@@ -166,12 +169,11 @@ pub(crate) fn forget_listener(listener: &Function) {
 /// Reports the first panic on the console and to every tunnel's status listener.
 #[wasm_bindgen(start)]
 fn report_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        let listeners = BEREAVED.with(|listeners| {
-            listeners
-                .try_borrow_mut()
-                .map(|mut list| std::mem::take(&mut *list))
-        });
+    let told = AtomicBool::new(false);
+    std::panic::set_hook(Box::new(move |info| {
+        if told.swap(true, Ordering::Relaxed) {
+            return;
+        }
         page::console_error(&format!("underpass: {info}"));
         let failure = Failure::new(
             "client_crashed",
@@ -182,6 +184,7 @@ fn report_panics() {
         page::set(&status, "state", "closed");
         page::set(&status, "message", &*failure.message);
         failure.describe(&status);
+        let listeners = BEREAVED.with(|listeners| listeners.try_borrow().map(|list| list.clone()));
         for listener in listeners.unwrap_or_default() {
             let _ = listener.call1(&JsValue::UNDEFINED, &status);
         }

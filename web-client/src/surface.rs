@@ -20,7 +20,7 @@ extern "C" {
     #[wasm_bindgen(typescript_type = "SshOptions")]
     pub type SshOptions;
     /// The options of `tunnel.dial`.
-    #[wasm_bindgen(typescript_type = "DialOptions | undefined")]
+    #[wasm_bindgen(typescript_type = "DialOptions")]
     pub type DialOptions;
     /// What `tunnel.stats` answers.
     #[wasm_bindgen(typescript_type = "TunnelStats")]

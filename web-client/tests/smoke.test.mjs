@@ -63,7 +63,7 @@ globalThis.WebSocket = FakeWebSocket;
 
 function records(message) {
   const found = [];
-  for (let at = 0; at < message.length; ) {
+  for (let at = 0; at < message.length;) {
     const length = (message[at] << 8) | message[at + 1];
     found.push(message.subarray(at + 2, at + 2 + length));
     at += 2 + length;
@@ -147,7 +147,10 @@ test("keys are 32 bytes and never the same", () => {
   const [one, other] = [client.generateKey(), client.generateKey()];
   assert.equal(Buffer.from(one.publicKey, "base64").length, 32);
   assert.notEqual(one.publicKey, other.publicKey);
-  assert.deepEqual(Object.keys(one).filter((name) => /private|secret/i.test(name)), []);
+  assert.deepEqual(
+    Object.keys(one).filter((name) => /private|secret/i.test(name)),
+    [],
+  );
 });
 
 test("public keys of WebCrypto become the lines that OpenSSH reads", () => {
@@ -163,7 +166,10 @@ test("public keys of WebCrypto become the lines that OpenSSH reads", () => {
 
 test("a tunnel begins with a handshake initiation and climbs two rungs", async () => {
   const [a, b] = await connected();
-  assert.deepEqual(a.socket.protocols, ["underpass.v1", `bearer.${Buffer.from("claims.signature").toString("base64url")}`]);
+  assert.deepEqual(a.socket.protocols, [
+    "underpass.v1",
+    `bearer.${Buffer.from("claims.signature").toString("base64url")}`,
+  ]);
   assert.equal(a.socket.binaryType, "arraybuffer");
   const [first] = datagrams(a.socket);
   assert.equal(first.length, 148);
@@ -229,7 +235,10 @@ test("an AbortSignal ends the climb at once", async () => {
   setTimeout(() => abort.abort(), 20);
   assert.equal((await failure(connecting)).code, "cancelled");
   assert.equal(sockets.at(-1).state, "closed");
-  assert.equal((await failure(client.Tunnel.connect({ ...a.options, signal: abort.signal }))).code, "cancelled");
+  assert.equal(
+    (await failure(client.Tunnel.connect({ ...a.options, signal: abort.signal }))).code,
+    "cancelled",
+  );
 });
 
 test("options of the wrong kind are named", async () => {
@@ -252,7 +261,9 @@ test("options of the wrong kind are named", async () => {
 test("nobody listens: the TCP rung says so", async () => {
   const [a, b] = await connected();
   const rungs = [];
-  const dialling = a.tunnel.dial("fdaa:0:18::2", 22, { onRung: (rung) => rungs.push(`${rung.rung} ${rung.state}`) });
+  const dialling = a.tunnel.dial("fdaa:0:18::2", 22, {
+    onRung: (rung) => rungs.push(`${rung.rung} ${rung.state}`),
+  });
   const error = await failure(dialling);
   assert.equal(error.code, "refused");
   assert.equal(error.rung, "tcp");
@@ -279,7 +290,10 @@ test("a lost WebSocket is opened again, resumed, and begins with a fresh handsha
     `resume.${Buffer.from("resume-1").toString("base64url")}`,
   ]);
   await until("word of it", () => a.statuses.length >= 3);
-  assert.deepEqual(a.statuses.map((status) => status.state), ["connected", "reconnecting", "connected"]);
+  assert.deepEqual(
+    a.statuses.map((status) => status.state),
+    ["connected", "reconnecting", "connected"],
+  );
   assert.equal(a.statuses[1].code, "relay_lost");
   assert.equal(datagrams(a.opened[1])[0].length, 148);
   assert.equal(a.tunnel.stats().reconnects, 1);
@@ -303,7 +317,11 @@ test("a relay that breaks the protocol loses the WebSocket, not the tunnel", asy
     await until("word of it", () => a.statuses.length === 2 * (index + 1) + 1);
   }
   // These are merely passed over.
-  for (const message of [{ type: "of_the_future" }, { type: "limited", what: "queue", hint: "" }, Uint8Array.of(0, 2, 1, 2)]) {
+  for (const message of [
+    { type: "of_the_future" },
+    { type: "limited", what: "queue", hint: "" },
+    Uint8Array.of(0, 2, 1, 2),
+  ]) {
     a.socket.deliver(message);
   }
   assert.equal((await failure(a.tunnel.dial("fdaa:0:18::2", 22))).code, "refused");
@@ -325,7 +343,15 @@ test("what the browser holds is bounded", async () => {
 
 test("ssh takes no certificate that is none, and no host that nobody vouches for", async () => {
   const [a, b] = await connected();
-  const options = { host: "fdaa:0:18::2", user: "root", certificate: "ssh-ed25519 AAAA", sign: async () => new Uint8Array(64), hostCas: [], cols: 80, rows: 24 };
+  const options = {
+    host: "fdaa:0:18::2",
+    user: "root",
+    certificate: "ssh-ed25519 AAAA",
+    sign: async () => new Uint8Array(64),
+    hostCas: [],
+    cols: 80,
+    rows: 24,
+  };
   assert.equal((await failure(a.tunnel.ssh(options))).code, "bad_argument");
   for (const end of [a, b]) end.tunnel.close();
 });
