@@ -70,7 +70,7 @@ pub(crate) fn spawn(config: tunnel::Config, link: Link, target: Option<Arc<Targe
         stats: Arc::clone(&stats),
         target,
         address,
-        transport: link.transport(),
+        is_race: matches!(link, Link::Race(_)),
     });
     let driver = Driver {
         tunnel,
@@ -318,6 +318,16 @@ impl Driver {
                     // initiation is the one message that is good on any path.
                     self.tunnel.initiate(now);
                 }
+                Some(Incoming::Carries) => {
+                    self.status.send_modify(|status| status.link_error = None);
+                    self.tell(Event::LinkUp);
+                }
+                Some(Incoming::Initiate) => self.tunnel.initiate(now),
+                Some(Incoming::Switched) => {
+                    self.publish(now);
+                    let transport = self.link.transport();
+                    self.tell(Event::PathChanged { transport });
+                }
                 Some(Incoming::Down { error, retry_in }) => {
                     self.status.send_modify(|status| {
                         status.link_error = Some(error.clone());
@@ -443,6 +453,7 @@ impl Driver {
     fn publish(&mut self, now: Instant) {
         self.published = now;
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.transport = self.link.transport();
         stats.link = self.link.stats().plus_drops(&self.dropped);
         stats.tunnel = self.tunnel.stats();
         stats.streams = self.streams.len();

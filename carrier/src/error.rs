@@ -123,7 +123,7 @@ pub enum CarrierError {
     /// The gateway answered no WireGuard handshake in time.
     #[error("the gateway did not answer the WireGuard handshake over {transport}{detail}")]
     HandshakeNoAnswer {
-        /// `UDP` or `WebSocket`.
+        /// `UDP`, `WebSocket`, or `UDP and WebSocket`.
         transport: &'static str,
         /// What else is known, beginning with a separator; empty when nothing is.
         detail: String,
@@ -261,6 +261,13 @@ impl CarrierError {
             } => {
                 "a firewall may drop UDP: try the WebSocket relay; if that fails too, the gateway \
                  is down or does not know this key"
+            }
+            CarrierError::HandshakeNoAnswer {
+                transport: "UDP and WebSocket",
+                ..
+            } => {
+                "UDP may be blocked and the relay out of reach, or the gateway behind both is down: \
+                 `underpass doctor` says which"
             }
             CarrierError::HandshakeNoAnswer { .. } => {
                 "the relay works but the gateway behind it is down or does not know this key: log \

@@ -49,7 +49,7 @@ pub(crate) struct HandleShared {
     pub(crate) stats: Arc<Mutex<Stats>>,
     pub(crate) target: Option<Arc<Target>>,
     pub(crate) address: Ipv6Addr,
-    pub(crate) transport: &'static str,
+    pub(crate) is_race: bool,
 }
 
 /// What the driver is asked to do.
@@ -136,6 +136,11 @@ pub enum Event {
         /// What to do about it.
         hint: &'static str,
     },
+    /// Data goes another way from now on; sessions and streams live on.
+    PathChanged {
+        /// `UDP` or `WebSocket`.
+        transport: &'static str,
+    },
     /// Data has been unanswered for a while.
     PathSilent,
     /// The machine slept; a handshake was sent.
@@ -186,7 +191,11 @@ impl Handle {
             .as_ref()
             .map_or_else(String::new, |hint| format!("; {hint}"));
         CarrierError::HandshakeNoAnswer {
-            transport: self.shared.transport,
+            transport: if self.shared.is_race {
+                "UDP and WebSocket"
+            } else {
+                self.transport()
+            },
             detail,
         }
     }
@@ -287,9 +296,9 @@ impl Handle {
         self.shared.address
     }
 
-    /// `UDP` or `WebSocket`.
+    /// `UDP` or `WebSocket`: the one that carries data now.
     pub fn transport(&self) -> &'static str {
-        self.shared.transport
+        self.stats().transport
     }
 
     /// The relay token for connections from now on; a lease that was renewed brings a new one.

@@ -1,4 +1,5 @@
-//! Native transports that drive a [`tunnel::Tunnel`] with tokio: UDP, and WebSocket over TLS.
+//! Native transports that drive a [`tunnel::Tunnel`] with tokio: UDP, WebSocket over TLS, and
+//! the two raced.
 //!
 //! One task owns the tunnel. Streams share a bounded buffer each with it, everything else asks it
 //! through a bounded channel; there is no lock around the tunnel, and nothing polls by sleeping.
@@ -40,6 +41,18 @@ pub enum Transport {
         /// See [`tls_config`].
         tls: Arc<rustls::ClientConfig>,
     },
+    /// UDP where it gets through, the relay where it does not, found out anew whenever data goes
+    /// unanswered.
+    Race {
+        /// Where the gateway listens.
+        endpoint: SocketAddr,
+        /// As of [`Transport::WebSocket`].
+        url: Url,
+        /// What the relay asks for, never shown.
+        token: Option<String>,
+        /// See [`tls_config`].
+        tls: Arc<rustls::ClientConfig>,
+    },
 }
 
 /// The token is a secret and is not shown.
@@ -53,13 +66,18 @@ impl std::fmt::Debug for Transport {
                 .debug_struct("WebSocket")
                 .field("host", &url.host_str())
                 .finish_non_exhaustive(),
+            Transport::Race { endpoint, url, .. } => f
+                .debug_struct("Race")
+                .field("endpoint", endpoint)
+                .field("host", &url.host_str())
+                .finish_non_exhaustive(),
         }
     }
 }
 
 /// Starts a carrier on the current tokio runtime and sends the first handshake.
 ///
-/// Over a WebSocket this returns when the relay has accepted the session: what is wrong with the
+/// Over a WebSocket alone this returns when the relay has accepted the session: what is wrong with the
 /// relay, its certificate or the token shows here. [`Handle::ready`] waits for the gateway.
 pub async fn start(config: tunnel::Config, transport: Transport) -> Result<Handle, CarrierError> {
     let (link, target) = match transport {
@@ -68,6 +86,16 @@ pub async fn start(config: tunnel::Config, transport: Transport) -> Result<Handl
             let target = Arc::new(link::Target::new(url, token, tls)?);
             let link = Box::pin(link::WebSocketLink::open(Arc::clone(&target))).await?;
             (link::Link::WebSocket(link), Some(target))
+        }
+        Transport::Race {
+            endpoint,
+            url,
+            token,
+            tls,
+        } => {
+            let target = Arc::new(link::Target::new(url, token, tls)?);
+            let link = link::RaceLink::open(endpoint, Arc::clone(&target))?;
+            (link::Link::Race(Box::new(link)), Some(target))
         }
     };
     Ok(driver::spawn(config, link, target))

@@ -133,6 +133,21 @@ impl LinkStats {
         self.drops[reason as usize]
     }
 
+    /// The sum of two paths.
+    pub(crate) fn plus(mut self, more: &LinkStats) -> LinkStats {
+        self.sent += more.sent;
+        self.sent_bytes += more.sent_bytes;
+        self.received += more.received;
+        self.received_bytes += more.received_bytes;
+        self.messages_sent += more.messages_sent;
+        self.messages_received += more.messages_received;
+        self.connects += more.connects;
+        for (sum, more) in self.drops.iter_mut().zip(&more.drops) {
+            *sum += more;
+        }
+        self
+    }
+
     pub(crate) fn plus_drops(mut self, more: &Counters) -> LinkStats {
         for (sum, more) in self.drops.iter_mut().zip(&more.drops) {
             *sum += more.load(Relaxed);

@@ -43,6 +43,24 @@ enum Command {
     /// Shells and commands on instances, keys and certificates for SSH
     #[command(subcommand)]
     Ssh(client::ssh::Command),
+    /// Lead ports of this machine to ports inside the network
+    #[command(
+        after_help = "Examples:\n  underpass proxy 15432:5432 db.internal\n  underpass proxy 8080:80 8443:443 -a web\n  underpass proxy --socks 1080\n  curl --proxy socks5h://127.0.0.1:1080 http://web.internal/"
+    )]
+    Proxy(client::proxy::Args),
+    /// Join standard input and output to a port inside the network: a ProxyCommand for ssh
+    #[command(
+        after_help = "Example:\n  ssh -o ProxyCommand='underpass stdio %h %p' root@web.internal"
+    )]
+    Stdio(client::stdio::Args),
+    /// Ask the network's name server
+    #[command(
+        after_help = "Examples:\n  underpass dig web.internal\n  underpass dig TXT _apps.internal"
+    )]
+    Dig(client::dig::Args),
+    /// Ask a host inside the network whether it is there
+    #[command(after_help = "Example:\n  underpass ping -c 3 web.internal")]
+    Ping(client::ping::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -63,6 +81,10 @@ async fn main() -> ExitCode {
         Command::Apps(args) => client::apps::run(args).await,
         Command::Instances(command) => client::instances::run(command).await,
         Command::Wireguard(command) => client::wireguard::run(command).await,
+        Command::Dig(args) => client::dig::run(args).await,
+        Command::Ping(args) => return ended(client::ping::run(args).await),
+        Command::Stdio(args) => return ended(client::stdio::run(args).await),
+        Command::Proxy(args) => return ended(client::proxy::run(args).await),
         Command::Ssh(command) => return ended(client::ssh::run(command).await),
     };
     ended(outcome.map(|()| ExitCode::SUCCESS))

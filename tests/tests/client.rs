@@ -1,10 +1,19 @@
 //! The native client: the real binary's commands against a real `underpass up --demo`.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use tests::{
-    command::{Output, run},
-    system::{System, binary},
+    command::{Background, Output, run},
+    namespace::{Namespace, connect},
+    root,
+    system::{Setup, System, binary},
 };
 
 /// Megabytes of noise, the same at each run.
@@ -145,4 +154,374 @@ fn a_failure_of_the_client_says_what_to_do() {
     assert_eq!(output.status.code(), Some(255), "{output}");
     assert!(output.stderr.contains("hint: "), "{output}");
     peers_are_given_back(&system);
+}
+
+/// Names, pings, ports and SOCKS, in a network that this machine has no route to.
+#[test]
+fn names_pings_and_ports() {
+    let system = System::start();
+    let (app, instance) = system.instance();
+    let name = format!("{}.internal", app.name);
+    let by_id = format!("{}.vm.{name}", instance.id);
+
+    let mut addresses: Vec<_> = app.instances.iter().map(|i| i.address.clone()).collect();
+    addresses.sort();
+    let output = system.underpass(&["dig", &name]).ok();
+    let mut answered: Vec<_> = output.text().lines().map(str::to_owned).collect();
+    answered.sort();
+    assert_eq!(answered, addresses);
+    let output = system
+        .underpass(&["dig", "TXT", "_apps.internal", "--json"])
+        .ok();
+    let json: serde_json::Value = serde_json::from_str(&output.text()).expect("JSON");
+    assert!(
+        json["records"][0]
+            .as_str()
+            .is_some_and(|apps| apps.contains(&app.name)),
+        "{json}"
+    );
+    let output = system.underpass(&["dig", "nowhere.internal"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stderr.contains("(nx_domain)\nhint: "), "{output}");
+
+    let output = system.underpass(&["ping", "-c", "2", &by_id]).ok();
+    assert!(output.text().contains("over UDP"), "{output}");
+    assert!(output.text().ends_with("2 sent, 2 answered"), "{output}");
+    let output = system
+        .underpass(&["ping", "-c", "1", "--websockets", &instance.address])
+        .ok();
+    assert!(output.text().contains("over WebSocket"), "{output}");
+
+    // What a server says first comes out, and the end of the input goes in.
+    let output = run(
+        underpass(&system, &["stdio", &by_id, "22"]),
+        b"SSH-2.0-nobody\r\n",
+        Duration::from_secs(30),
+    );
+    assert!(output.text().starts_with("SSH-2.0-"), "{output}");
+    let output = run(
+        underpass(&system, &["stdio", &by_id, "9"]),
+        b"",
+        Duration::from_secs(30),
+    );
+    assert_eq!(output.status.code(), Some(1), "{output}");
+    assert!(output.stderr.contains("(refused)\nhint: "), "{output}");
+
+    ports(&system, &by_id);
+    peers_are_given_back(&system);
+}
+
+/// `proxy` with two ports and SOCKS at once: each leads to the instance's SSH server.
+fn ports(system: &System, host: &str) {
+    let mut command = underpass(
+        system,
+        &["proxy", "0:22", "0:9", host, "--socks", "0", "--json"],
+    );
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut proxy = Background::start(command);
+    let mut lines = BufReader::new(proxy.0.stdout.take().expect("piped")).lines();
+    let mut local = || {
+        let line = lines.next().expect("a line").expect("a line");
+        let json: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        json["local"].as_str().expect("an address").to_owned()
+    };
+    let (ssh, closed, socks) = (local(), local(), local());
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(&ssh).expect("the port");
+        let mut greeting = [0; 8];
+        stream.read_exact(&mut greeting).expect("a greeting");
+        assert_eq!(&greeting, b"SSH-2.0-");
+    }
+    let mut stream = TcpStream::connect(&closed).expect("the port");
+    let mut nothing = Vec::new();
+    assert_eq!(
+        stream.read_to_end(&mut nothing).unwrap_or(0),
+        0,
+        "{nothing:?}"
+    );
+    let curl = |url: &str| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "20", "--proxy"]);
+        command.args([&format!("socks5h://{socks}"), url]);
+        run(command, b"", Duration::from_secs(30))
+    };
+    // Not HTTP, but it is the server that says so.
+    let output = curl(&format!("http://{host}:22/"));
+    assert!(output.stderr.contains("HTTP/0.9"), "{output}");
+    let output = curl("http://nowhere.internal/");
+    assert_eq!(output.status.code(), Some(97), "{output}");
+    let output = run(
+        underpass(
+            system,
+            &[
+                "proxy",
+                &format!("{}:22", ssh.rsplit(':').next().unwrap_or("")),
+                host,
+            ],
+        ),
+        b"",
+        Duration::from_secs(10),
+    );
+    assert!(
+        output.stderr.contains("cannot listen") && output.stderr.contains("hint: "),
+        "{output}"
+    );
+    assert_eq!(
+        proxy.stop().and_then(|status| status.code()),
+        Some(128 + 15)
+    );
+}
+
+/// Programs that know nothing of this work by name, through `stdio`, host certificates verified.
+#[test]
+fn stock_programs_work_by_name() {
+    let system = System::start();
+    let (app, instance) = system.instance();
+    let host = format!("{}.vm.{}.internal", instance.id, app.name);
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    system.underpass(&["ssh", "issue", &path("id")]).ok();
+    let config = system.underpass(&["ssh", "config", &path("id")]).ok();
+    assert!(
+        config
+            .text()
+            .contains("@cert-authority *.internal,fdaa:* ssh-ed25519 "),
+        "{config}"
+    );
+    fs::write(path("config"), config.stdout).expect("a file");
+    let program = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command
+            .args(["-F", &path("config"), "-o", "BatchMode=yes"])
+            .args(arguments);
+        run(command, b"", Duration::from_secs(60))
+    };
+
+    let output = program("ssh", &[&host, "echo hello; exit 7"]);
+    assert_eq!(
+        (output.status.code(), output.text().as_str()),
+        (Some(7), "hello"),
+        "{output}"
+    );
+    fs::write(path("sent"), noise(5)).expect("a file");
+    let there = path("there");
+    program("scp", &[&path("sent"), &format!("{host}:{there}")]).ok();
+    assert!(fs::read(&there).ok() == fs::read(path("sent")).ok(), "scp");
+    let shell = format!("ssh -F {} -o BatchMode=yes", path("config"));
+    let mut command = Command::new("rsync");
+    command.args([
+        "--checksum",
+        "-e",
+        &shell,
+        &format!("{host}:{there}"),
+        &path("rsynced"),
+    ]);
+    run(command, b"", Duration::from_secs(60)).ok();
+    assert!(
+        fs::read(path("rsynced")).ok() == fs::read(path("sent")).ok(),
+        "rsync"
+    );
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        command.args([
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@t",
+            "-c",
+            "safe.directory=*",
+        ]);
+        command.args(arguments).env("GIT_SSH_COMMAND", &shell);
+        run(command, b"", Duration::from_secs(60)).ok()
+    };
+    git(&["init", "--quiet", &path("repository")]);
+    git(&[
+        "-C",
+        &path("repository"),
+        "commit",
+        "--quiet",
+        "--allow-empty",
+        "-m",
+        "first",
+    ]);
+    git(&[
+        "clone",
+        "--quiet",
+        &format!("ssh://{host}{}", path("repository")),
+        &path("clone"),
+    ]);
+    let log = git(&["-C", &path("clone"), "log", "--format=%s"]);
+    assert_eq!(log.text(), "first");
+
+    // Another organisation's authority: refused by ssh itself.
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-t", "ed25519", "-N", "", "-f", &path("other")]);
+    run(command, b"", Duration::from_secs(10)).ok();
+    let other = fs::read_to_string(path("other.pub")).expect("a key");
+    fs::write(
+        path("id-known_hosts"),
+        format!("@cert-authority *.internal {other}"),
+    )
+    .expect("a file");
+    let output = program("ssh", &[&host, "true"]);
+    assert_eq!(output.status.code(), Some(255), "{output}");
+    assert!(
+        output.stderr.contains("Host key verification failed"),
+        "{output}"
+    );
+}
+
+/// Two machines, and a firewall between them.
+struct Firewall {
+    server: Namespace,
+    client: Namespace,
+    system: System,
+}
+
+impl Firewall {
+    fn new() -> Firewall {
+        let (server, client) = (Namespace::new(), Namespace::new());
+        let (address, _) = connect(&server, &client, 7);
+        let setup = Setup {
+            namespace: Some((&server, &address)),
+            ..Setup::default()
+        };
+        let system = setup.start();
+        for namespace in [&server, &client] {
+            let chain = "add table inet wall; add chain inet wall in { type filter hook input priority 0; }";
+            namespace.run("nft", [chain], Duration::from_secs(10)).ok();
+        }
+        Firewall {
+            server,
+            client,
+            system,
+        }
+    }
+
+    /// Drops what arrives of that protocol at either side, without a word.
+    fn drops(&self, protocol: &str) {
+        for namespace in [&self.server, &self.client] {
+            let rule = format!("add rule inet wall in iifname != lo meta l4proto {protocol} drop");
+            namespace.run("nft", [&rule], Duration::from_secs(10)).ok();
+        }
+    }
+
+    fn opens(&self) {
+        for namespace in [&self.server, &self.client] {
+            namespace
+                .run("nft", ["flush chain inet wall in"], Duration::from_secs(10))
+                .ok();
+        }
+    }
+
+    fn underpass(&self, arguments: &[&str]) -> Command {
+        let mut command = self.client.command(binary());
+        command
+            .args(arguments)
+            .env("UNDERPASS_DATA_DIR", self.system.data_dir());
+        command
+    }
+
+    /// Which way a ping goes.
+    fn way(&self) -> String {
+        let ping = self.underpass(&["ping", "-c", "1", "web.internal"]);
+        let output = run(ping, b"", Duration::from_secs(30)).ok();
+        let first = output.text();
+        first
+            .lines()
+            .next()
+            .and_then(|line| line.rsplit(' ').next())
+            .unwrap_or_default()
+            .to_owned()
+    }
+}
+
+/// UDP is used where it gets through, the relay where it does not, and a session moves from one to
+/// the other and back without losing a byte.
+#[test]
+fn a_session_outlives_the_loss_of_either_path() {
+    if !root() {
+        return;
+    }
+    let lab = Firewall::new();
+    assert_eq!(lab.way(), "UDP");
+    lab.drops("udp");
+    assert_eq!(lab.way(), "WebSocket");
+    let bytes = noise(50);
+    let started = tests::clock::now();
+    let console = lab.underpass(&["ssh", "console", "-a", "web", "-C", "cat; exit 7"]);
+    let output = run(console, &bytes, Duration::from_secs(120));
+    assert_eq!(output.status.code(), Some(7), "{}", output.stderr);
+    assert!(
+        output.stdout == bytes,
+        "{} bytes came back",
+        output.stdout.len()
+    );
+    println!(
+        "50 MiB there and back with UDP dropped: {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    lab.opens();
+
+    // A piece every 100 ms: what goes missing shows as a pause.
+    let mut command = lab.underpass(&["ssh", "console", "-a", "web", "-C", "cat; exit 7"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut session = Background::start(command);
+    let mut stdin = session.0.stdin.take().expect("piped");
+    let mut stdout = session.0.stdout.take().expect("piped");
+    let reader = thread::spawn(move || {
+        let (mut back, mut piece) = (Vec::new(), vec![0; 65_536]);
+        let mut pauses = Vec::new();
+        let mut last = tests::clock::now();
+        while let Ok(n @ 1..) = stdout.read(&mut piece) {
+            back.extend_from_slice(&piece[..n]);
+            pauses.push(last.elapsed());
+            last = tests::clock::now();
+        }
+        (back, pauses)
+    });
+    let begin = tests::clock::now();
+    let mut step = 0;
+    for piece in bytes.chunks(256 * 1024) {
+        stdin.write_all(piece).expect("the session takes its input");
+        thread::sleep(Duration::from_millis(100));
+        match (step, begin.elapsed().as_secs()) {
+            (0, 3..) => lab.drops("udp"),
+            (1, 10..) => lab.opens(),
+            (2, 20..) => {
+                // Whatever carries it now: both ways are cut, for ten seconds.
+                lab.drops("udp");
+                lab.drops("tcp");
+                thread::sleep(Duration::from_secs(10));
+                lab.opens();
+            }
+            _ => continue,
+        }
+        step += 1;
+    }
+    drop(stdin);
+    let (back, pauses) = reader.join().expect("the reader");
+    assert!(
+        back == bytes,
+        "{} of {} bytes came back",
+        back.len(),
+        bytes.len()
+    );
+    let status = session.0.wait().expect("an exit status");
+    assert_eq!(status.code(), Some(7));
+    assert_eq!(step, 3, "the transfer was over too soon");
+    let mut longest = pauses.clone();
+    longest.sort();
+    longest.reverse();
+    // The first is the start of the session.
+    println!("longest pauses: {:?}", &longest[..4]);
+    assert!(
+        longest[0] < Duration::from_secs(20),
+        "the cut of both: {longest:?}"
+    );
+    assert!(
+        longest[1] < Duration::from_secs(6),
+        "the loss of UDP: {:?}",
+        longest[1]
+    );
 }

@@ -2,6 +2,7 @@
 
 mod dial;
 mod outbox;
+mod race;
 mod udp;
 mod websocket;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use crate::{CarrierError, stats::LinkStats};
 
 pub(crate) use dial::Target;
+pub(crate) use race::RaceLink;
 pub(crate) use udp::UdpLink;
 pub(crate) use websocket::WebSocketLink;
 
@@ -20,6 +22,7 @@ pub(crate) use websocket::WebSocketLink;
 pub(crate) enum Link {
     Udp(UdpLink),
     WebSocket(WebSocketLink),
+    Race(Box<RaceLink>),
 }
 
 /// What comes out of a link.
@@ -30,6 +33,12 @@ pub(crate) enum Incoming {
     Message(Bytes),
     /// The path carries datagrams (again). The other side may have forgotten everything.
     Up,
+    /// The same, and an initiation will be asked for where one is needed.
+    Carries,
+    /// One of several paths wants an initiation of its own; the next one given goes there.
+    Initiate,
+    /// Another path carries the data from now on.
+    Switched,
     /// The path carries nothing until the next `Up`.
     Down {
         error: CarrierError,
@@ -48,6 +57,7 @@ impl Link {
         match self {
             Link::Udp(_) => "UDP",
             Link::WebSocket(_) => "WebSocket",
+            Link::Race(link) => link.transport(),
         }
     }
 
@@ -57,6 +67,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.ready().await,
             Link::WebSocket(link) => link.ready().await,
+            Link::Race(link) => link.ready().await,
         }
     }
 
@@ -65,6 +76,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.try_recv(),
             Link::WebSocket(link) => link.try_recv(),
+            Link::Race(link) => link.try_recv(),
         }
     }
 
@@ -74,6 +86,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.has_room(),
             Link::WebSocket(link) => link.has_room(),
+            Link::Race(link) => link.has_room(),
         }
     }
 
@@ -82,6 +95,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.send(datagram),
             Link::WebSocket(link) => link.send(datagram),
+            Link::Race(link) => link.send(datagram),
         }
     }
 
@@ -90,6 +104,7 @@ impl Link {
         match self {
             Link::Udp(_) => {}
             Link::WebSocket(link) => link.flush(),
+            Link::Race(link) => link.flush(),
         }
     }
 
@@ -98,6 +113,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.rebind(),
             Link::WebSocket(link) => link.probe(),
+            Link::Race(link) => link.probe(),
         }
     }
 
@@ -105,6 +121,7 @@ impl Link {
         match self {
             Link::Udp(link) => link.stats(),
             Link::WebSocket(link) => link.stats(),
+            Link::Race(link) => link.stats(),
         }
     }
 
@@ -113,6 +130,7 @@ impl Link {
         match self {
             Link::Udp(_) => {}
             Link::WebSocket(link) => link.close().await,
+            Link::Race(link) => link.close().await,
         }
     }
 }

@@ -2,10 +2,14 @@
 
 pub(crate) mod apps;
 pub(crate) mod console;
+pub(crate) mod dig;
 pub(crate) mod instances;
 pub(crate) mod network;
 pub(crate) mod orgs;
+pub(crate) mod ping;
+pub(crate) mod proxy;
 pub(crate) mod ssh;
+pub(crate) mod stdio;
 pub(crate) mod terminal;
 pub(crate) mod wireguard;
 

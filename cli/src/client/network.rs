@@ -292,16 +292,27 @@ async fn transport(
     way: Way,
     certificate: &std::path::Path,
 ) -> anyhow::Result<Transport> {
+    let endpoint = match way {
+        Way::Websockets => Err(anyhow!("UDP is not wanted")),
+        Way::Auto | Way::Udp => endpoint(&lease.gateway.endpoint).await,
+    };
     if way == Way::Udp {
-        let endpoint = endpoint(&lease.gateway.endpoint).await?;
-        return Ok(Transport::Udp { endpoint });
+        return endpoint.map(|endpoint| Transport::Udp { endpoint });
     }
+    let url = url::Url::parse(&lease.relay.url)
+        .context("control named a relay without a URL\nhint: restart `underpass up`")?;
+    let token = Some(lease.relay.token.clone());
     let trust = Trust::PemFile(certificate.to_owned());
-    Ok(Transport::WebSocket {
-        url: url::Url::parse(&lease.relay.url)
-            .context("control named a relay without a URL\nhint: restart `underpass up`")?,
-        token: Some(lease.relay.token.clone()),
-        tls: carrier::tls_config(&trust).map_err(|error| explain(&error))?,
+    let tls = carrier::tls_config(&trust).map_err(|error| explain(&error))?;
+    Ok(match endpoint {
+        Ok(endpoint) => Transport::Race {
+            endpoint,
+            url,
+            token,
+            tls,
+        },
+        // A gateway whose name cannot be resolved here is reached through the relay.
+        Err(_) => Transport::WebSocket { url, token, tls },
     })
 }
 

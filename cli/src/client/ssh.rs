@@ -1,5 +1,6 @@
 //! `underpass ssh`
 
+mod config;
 pub(crate) mod console;
 pub(crate) mod target;
 
@@ -41,6 +42,11 @@ pub(crate) enum Command {
         after_help = "Example:\n  underpass ssh issue --org demo ./id_demo\n  ssh -i ./id_demo -o UserKnownHostsFile=./id_demo-known_hosts root@web.internal"
     )]
     Issue(Issue),
+    /// Print the lines that make plain ssh, scp, rsync and git work by `.internal` name
+    #[command(
+        after_help = "Example:\n  underpass ssh issue ~/.ssh/id_underpass\n  underpass ssh config ~/.ssh/id_underpass >> ~/.ssh/config\n  ssh web.internal"
+    )]
+    Config(config::Args),
 }
 
 /// Arguments of `ssh issue`.
@@ -80,6 +86,7 @@ pub(crate) struct Certified {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Console(args) => Ok(console::run(args).await),
+        Command::Config(args) => config::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Issue(issue) => self::issue(issue).await.map(|()| ExitCode::SUCCESS),
     }
 }
