@@ -81,6 +81,7 @@ counters! {
     NoticeFull, "notice_drop_full", "Control messages dropped: too many wait for a client.";
     // the gateway's side
     GatewayUnreachable, "gateway_unreachable", "Errors that a gateway's host or the network reported.";
+    GsoRefused, "gso_refused", "Sockets whose batches the kernel refused: those datagrams leave one by one.";
     SocketFailed, "socket_failed", "UDP sockets that could not be opened.";
 }
 

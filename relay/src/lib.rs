@@ -7,12 +7,14 @@
 //!
 //! The pure parts are [`proof`] (what a session may send), `queue` (what waits, and what is
 //! dropped) and `admission` (who may open a session): they take time as an argument. The driver
-//! parts are `session` (one future per WebSocket), [`mod@serve`] (the accept loop) and [`tls`].
+//! parts are `session` (one future per WebSocket), `udp` (the socket to a gateway), [`mod@serve`]
+//! (the accept loop) and [`tls`].
 
 mod admission;
 mod config;
 pub mod counters;
 pub mod hosts;
+mod pool;
 pub mod proof;
 mod queue;
 mod router;
@@ -21,6 +23,7 @@ mod session;
 mod slots;
 pub mod tls;
 mod token;
+mod udp;
 
 pub use config::{GatewayTarget, Limits, RelayConfig};
 pub use counters::{Counter, Counters};

@@ -8,16 +8,24 @@ use wire::wireguard::Kind;
 /// Handshake messages are small and few, and losing one costs seconds: they may wait this long.
 const HANDSHAKE_AGE: Duration = Duration::from_secs(5);
 
+/// A queue that has not been empty for its whole age stands: a path is slower than what comes. Data
+/// that waits in it gains nothing by waiting, and costs every packet behind it.
+const STANDING_AGE: Duration = Duration::from_millis(8);
+
 /// Room for this many datagrams of data stays when the queue is empty.
 const KEPT: usize = 64;
 
 /// Datagrams that wait. `now` is the time since the session began.
+#[derive(Default)]
 pub(crate) struct Queue {
     handshakes: VecDeque<Waiting>,
     data: VecDeque<Waiting>,
     bytes: usize,
     limit: usize,
     age: Duration,
+    /// Since when it has not been empty.
+    since: Option<Duration>,
+    pushed: Duration,
 }
 
 /// How many datagrams a call dropped.
@@ -33,7 +41,8 @@ struct Waiting {
 }
 
 impl Queue {
-    /// At most `limit` bytes, each datagram of data for at most `age`.
+    /// At most `limit` bytes, each datagram of data for at most `age`: a burst may wait so long, and
+    /// what stands longer is cut to a few milliseconds.
     pub(crate) fn new(limit: usize, age: Duration) -> Queue {
         Queue {
             handshakes: VecDeque::new(),
@@ -41,6 +50,8 @@ impl Queue {
             bytes: 0,
             limit,
             age,
+            since: None,
+            pushed: Duration::ZERO,
         }
     }
 
@@ -64,6 +75,12 @@ impl Queue {
             dropped.full += 1;
         }
         self.bytes += datagram.len();
+        // Emptied by age alone it stands still.
+        if now.saturating_sub(self.pushed) > self.age {
+            self.since = None;
+        }
+        self.since.get_or_insert(now);
+        self.pushed = now;
         let waiting = Waiting {
             since: now,
             datagram: datagram.into(),
@@ -79,10 +96,15 @@ impl Queue {
     /// Drops what has waited too long; says how many.
     pub(crate) fn expire(&mut self, now: Duration) -> u64 {
         let mut old = 0;
-        for (queue, age) in [
-            (&mut self.data, self.age),
-            (&mut self.handshakes, HANDSHAKE_AGE),
-        ] {
+        let stands = self
+            .since
+            .is_some_and(|since| now.saturating_sub(since) > self.age);
+        let age = if stands {
+            STANDING_AGE.min(self.age)
+        } else {
+            self.age
+        };
+        for (queue, age) in [(&mut self.data, age), (&mut self.handshakes, HANDSHAKE_AGE)] {
             while let Some(first) = queue.front()
                 && now.saturating_sub(first.since) > age
             {
@@ -111,9 +133,12 @@ impl Queue {
         {
             self.bytes -= first.datagram.len();
         }
-        // A burst leaves no memory behind.
-        if self.is_empty() && self.data.capacity() > KEPT {
-            self.data.shrink_to(KEPT);
+        if self.is_empty() {
+            self.since = None;
+            // A burst leaves no memory behind.
+            if self.data.capacity() > KEPT {
+                self.data.shrink_to(KEPT);
+            }
         }
     }
 
@@ -170,6 +195,27 @@ mod tests {
         assert_eq!(queue.len(), 2);
         assert_eq!(queue.expire(HANDSHAKE_AGE + AGE), 2);
         assert!(queue.is_empty() && queue.bytes == 0);
+    }
+
+    #[test]
+    fn what_stands_is_cut_short() {
+        let mut queue = Queue::new(100_000, AGE);
+        let at = Duration::from_millis;
+        // One in, one out, and never empty.
+        for millis in 0..=200 {
+            queue.push(at(millis), Kind::Data, &[1; 10]);
+            queue.push(at(millis), Kind::Data, &[2; 10]);
+            queue.pop();
+            assert_eq!(queue.expire(at(millis)), 0, "a burst waits");
+        }
+        assert!(queue.expire(at(201)) > 0);
+        // What is left is at most 8 ms old.
+        assert_eq!(queue.len(), 2 * 8);
+        while !queue.is_empty() {
+            queue.pop();
+        }
+        queue.push(at(202), Kind::Data, &[1; 10]);
+        assert_eq!(queue.expire(at(402)), 0, "it has been empty");
     }
 
     #[test]

@@ -8,11 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use serde_json::json;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wire::{CloseCode, subprotocol};
 
@@ -115,7 +116,7 @@ async fn tunnel(
     ) else {
         return http_refusal(relay, HttpRefusal::NotAnUpgrade);
     };
-    let accept = derive_accept_key(key.as_bytes());
+    let accept = accept_key(key.as_bytes());
     relay
         .sessions
         .spawn(upgraded(relay.clone(), client, upgrade, outcome));
@@ -132,6 +133,15 @@ async fn tunnel(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
+}
+
+/// The answer to `Sec-WebSocket-Key` (RFC 6455, section 4.2.2): it proves that this server knows
+/// WebSockets, and nothing else.
+fn accept_key(key: &[u8]) -> String {
+    let mut hash = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key);
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(hash.finish())
 }
 
 /// Waits for the upgraded connection and runs its session, or tells why there is none.
@@ -190,4 +200,14 @@ fn http_refusal(relay: &Inner, refusal: HttpRefusal) -> Response {
 fn error(status: StatusCode, (code, message, hint): (&str, &str, &str)) -> Response {
     let body = json!({ "error": { "code": code, "message": message, "hint": hint } });
     (status, Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    /// The example of RFC 6455, section 1.3.
+    #[test]
+    fn the_key_is_answered() {
+        let answer = super::accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
+        assert_eq!(answer, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
 }

@@ -31,6 +31,7 @@ use tower::ServiceExt;
 
 use crate::{
     counters::{Counter, Counters},
+    pool::Pooled,
     slots::{NoSlot, Slot, Slots},
 };
 
@@ -215,7 +216,7 @@ impl Server {
     }
 
     /// TLS; none when it failed, which is counted here.
-    async fn handshake(&self, mut tcp: TcpStream) -> Option<TlsStream<TcpStream>> {
+    async fn handshake(&self, mut tcp: TcpStream) -> Option<TlsStream<Pooled>> {
         let mut first = [0; 1];
         // A TLS record begins with 22, a cleartext request with a letter.
         if matches!(tcp.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
@@ -228,7 +229,7 @@ impl Server {
             let _ = tcp.try_read(&mut sink);
             return None;
         }
-        match self.acceptor.accept(tcp).await {
+        match self.acceptor.accept(Pooled::new(tcp)).await {
             Ok(tls) => Some(tls),
             Err(error) => {
                 self.counters.count(Counter::TlsFailed);
@@ -248,7 +249,7 @@ const CLEARTEXT_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
 
 /// A connection that holds its slot until its socket is closed.
 struct Held {
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<Pooled>,
     _slot: Slot,
 }
 

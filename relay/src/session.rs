@@ -5,20 +5,15 @@ mod pump;
 
 use std::{io, sync::Arc, time::Duration};
 
-use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Message,
-        protocol::{CloseFrame, Role, WebSocketConfig},
-    },
-};
 use tokio_util::sync::CancellationToken;
-use wire::{CloseCode, Control, record};
+use wire::{
+    CloseCode, Control,
+    frame::{self, Opcode},
+};
 
 use self::pump::Pump;
 use crate::{
@@ -39,8 +34,8 @@ pub(crate) struct Opening {
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The client closed the WebSocket.
-    Left,
+    /// The client closed the WebSocket, with this code.
+    Left(Option<u16>),
     /// The connection broke.
     Lost,
     /// The relay closes it.
@@ -50,7 +45,7 @@ pub(crate) enum End {
 impl End {
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            End::Left => "left",
+            End::Left(_) => "left",
             End::Lost => "lost",
             End::Close(code) => code.reason(),
         }
@@ -66,26 +61,34 @@ where
     counters.count(Counter::SessionsOpened);
     // Counted when this future is dropped too.
     let _ended = Ended(counters.clone());
-    let websocket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(framing())).await;
-    let mut pump = Box::new(Pump::new(websocket, opening));
+    let mut pump = Box::new(Pump::new(socket, opening));
     let end = std::future::poll_fn(|context| pump.poll(context)).await;
-    let mut websocket = pump.into_websocket();
+    let Rest { socket, unwritten } = pump.into_rest();
     match end {
-        End::Left | End::Lost => counters.count(Counter::SessionsLeft),
+        End::Left(_) | End::Lost => counters.count(Counter::SessionsLeft),
         End::Close(code) => counters.closed(code),
     }
     match end {
-        // Reading on answers the client's close frame.
-        End::Left => {
-            let _ = timeout(GOODBYE, async {
-                while let Some(Ok(_)) = websocket.next().await {}
-            })
-            .await;
+        // The client's close frame is answered by its like.
+        End::Left(code) => {
+            let mut words = unwritten;
+            match code {
+                Some(code) => frame::push_close(&mut words, code, ""),
+                None => frame::push(&mut words, Opcode::Close, &[]),
+            }
+            last_words(socket, &words).await;
         }
         End::Lost => {}
-        End::Close(code) => goodbye(websocket, code).await,
+        End::Close(code) => goodbye(socket, unwritten, code).await,
     }
     end
+}
+
+/// What is left of a session that has ended.
+struct Rest<S> {
+    socket: S,
+    /// The rest of a message whose beginning has left.
+    unwritten: Vec<u8>,
 }
 
 /// Tells a client whose session is refused why, and closes.
@@ -93,41 +96,43 @@ pub(crate) async fn refuse<S>(socket: S, code: CloseCode)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    goodbye(
-        WebSocketStream::from_raw_socket(socket, Role::Server, Some(framing())).await,
-        code,
-    )
-    .await;
+    goodbye(socket, Vec::new(), code).await;
 }
 
 /// The last words take at most this long to leave, and the client's answer as long again.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// Sends `closing` and the close frame, then reads until the client hangs up: closing a socket
-/// with unread bytes would reset it, and the client would never see the reason.
-async fn goodbye<S>(mut websocket: WebSocketStream<S>, code: CloseCode)
+/// Sends `closing` and the close frame.
+async fn goodbye<S>(socket: S, unwritten: Vec<u8>, code: CloseCode)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let words = async {
-        if code == CloseCode::Restarting {
-            let draining = Control::Draining {
-                retry_after_ms: retry_after_ms(),
-            };
-            websocket.feed(text(&draining)).await?;
-        }
-        websocket.feed(text(&Control::closing(code))).await?;
-        let frame = CloseFrame {
-            code: (code as u16).into(),
-            reason: code.reason().into(),
-        };
-        websocket.send(Message::Close(Some(frame))).await
+    let mut words = unwritten;
+    if code == CloseCode::Restarting {
+        let retry_after_ms = retry_after_ms();
+        let draining = Control::Draining { retry_after_ms }.to_text();
+        frame::push(&mut words, Opcode::Text, draining.as_bytes());
+    }
+    let closing = Control::closing(code).to_text();
+    frame::push(&mut words, Opcode::Text, closing.as_bytes());
+    frame::push_close(&mut words, code as u16, code.reason());
+    last_words(socket, &words).await;
+}
+
+/// Writes, then reads until the client hangs up: closing a socket with unread bytes would reset
+/// it, and the client would never see the reason.
+async fn last_words<S>(mut socket: S, words: &[u8])
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let said = async {
+        socket.write_all(words).await?;
+        socket.flush().await
     };
-    if !matches!(timeout(GOODBYE, words).await, Ok(Ok(()))) {
+    if !matches!(timeout(GOODBYE, said).await, Ok(Ok(()))) {
         return;
     }
     let _ = timeout(GOODBYE, async {
-        let socket = websocket.get_mut();
         socket.shutdown().await?;
         let mut sink = [0; 1024];
         while socket.read(&mut sink).await? > 0 {}
@@ -140,19 +145,6 @@ where
 fn retry_after_ms() -> u64 {
     let random = getrandom::u32().unwrap_or_default();
     500 + u64::from(random % 1500)
-}
-
-fn framing() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(16 * 1024)
-        .write_buffer_size(0)
-        .max_write_buffer_size(2 * record::MAX_MESSAGE)
-        .max_message_size(Some(record::MAX_MESSAGE))
-        .max_frame_size(Some(record::MAX_MESSAGE))
-}
-
-fn text(control: &Control) -> Message {
-    Message::text(control.to_text())
 }
 
 struct Ended(Arc<Counters>);

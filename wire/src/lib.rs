@@ -1,4 +1,4 @@
-//! The bytes on the WebSocket, `underpass.v1`: the subprotocol offer, record framing, control
+//! The bytes on the WebSocket, `underpass.v1`: the subprotocol offer, frames, record framing, control
 //! messages, close codes, WireGuard message kinds and mac1, and the claims of a relay token.
 //!
 //! This crate performs no I/O whatsoever: it names no socket and no clock, and holds no private
@@ -6,6 +6,7 @@
 
 pub mod close;
 pub mod control;
+pub mod frame;
 mod key;
 pub mod record;
 pub mod subprotocol;

@@ -6,52 +6,63 @@
 
 use std::{
     collections::VecDeque,
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_util::{Sink, Stream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UdpSocket,
     time::{Instant, Sleep},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{Error as WebSocketError, Message, error::ProtocolError},
-};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use wire::{CloseCode, Control, Limit, record, wireguard::Kind};
+use wire::{
+    CloseCode, Control, Limit,
+    frame::{self, Decoder, Event, FrameError, Opcode, Peer},
+    record,
+    wireguard::Kind,
+};
 
-use super::{End, Opening, text};
+use super::{End, Opening, Rest};
 use crate::{
     admission::Gateway,
     config::Limits,
     counters::{Counter, Counters},
+    pool,
     proof::{self, Proof, Verdict},
     queue::Queue,
+    udp::{Batch, Sent, Udp, is_unreachable},
 };
 
 /// A session between its first and its last word.
 pub(super) struct Pump<S> {
-    websocket: WebSocketStream<S>,
-    udp: Option<UdpSocket>,
+    socket: S,
+    decoder: Decoder,
+    /// The message that is being filled, while `filled` counts its records; then what is left to
+    /// write of it, while `writing`. It begins at `out_at`.
+    out: Vec<u8>,
+    out_at: usize,
+    filled: u64,
+    udp: Option<Udp>,
     gateway: Arc<Gateway>,
     limits: Limits,
     counters: Arc<Counters>,
     proof: Proof,
-    /// Waits for the gateway's socket; empty nearly always.
+    /// Waits for the gateway's socket; empty nearly always. The next try is at `up_again`.
     up: Queue,
+    up_again: Duration,
+    /// When the socket is asked for an error, while the gateway is silent.
+    ask_error: Option<Duration>,
+    last_answer: Option<Duration>,
     /// Waits for the client.
     down: Queue,
     /// Control messages and pings that wait for the client, before any data.
-    notices: VecDeque<Message>,
-    /// The number of the ping that waits for its pong.
+    notices: VecDeque<(Opcode, Vec<u8>)>,
+    /// The number of the control ping that waits for its pong.
     pong: Option<u64>,
+    /// The payload of the WebSocket ping that waits for its pong.
+    frame_pong: Option<Vec<u8>>,
     /// The limits that the client has been told of, and when.
     told: Vec<(Limit, Duration)>,
     /// The gateway's host or the network refused the last datagram.
@@ -65,13 +76,29 @@ pub(super) struct Pump<S> {
     last_datagram: Duration,
     last_heard: Duration,
     last_ping: Duration,
+    tally: Tally,
     timer: Pin<Box<Sleep>>,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// What passed in a turn: counted together at its end.
+#[derive(Default)]
+struct Tally {
+    up: u64,
+    up_bytes: u64,
+    down: u64,
+    down_bytes: u64,
+}
+
 /// What one turn takes from one side before the other side gets its turn.
-const MESSAGES_PER_TURN: usize = 16;
-const DATAGRAMS_PER_TURN: usize = 128;
+const READS_PER_TURN: usize = 16;
+const RECEIVES_PER_TURN: usize = 4;
+/// When the gateway's socket has no room, it is tried again after this long.
+const UP_AGAIN: Duration = Duration::from_millis(1);
+/// A gateway that has not answered for so long may be gone: after a send its socket is asked for
+/// an error in so much time. Otherwise the next send finds it.
+const SILENT_GATEWAY: Duration = Duration::from_secs(1);
+const ASK_ERROR: Duration = Duration::from_millis(10);
 /// Turns before other sessions get theirs.
 const TURNS: usize = 8;
 /// Control messages that may wait.
@@ -82,7 +109,7 @@ const FURTHEST: Duration = Duration::from_secs(24 * 3600);
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
-    pub(super) fn new(websocket: WebSocketStream<S>, opening: Opening) -> Pump<S> {
+    pub(super) fn new(socket: S, opening: Opening) -> Pump<S> {
         let Opening {
             gateway,
             token,
@@ -97,16 +124,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             idle_seconds: u32::try_from(limits.idle.as_secs()).unwrap_or(u32::MAX),
         };
         let mut pump = Pump {
-            websocket,
+            socket,
+            decoder: Decoder::new(Peer::Client, record::MAX_MESSAGE),
+            out: Vec::new(),
+            out_at: 0,
+            filled: 0,
             udp: None,
             proof: Proof::new(gateway.mac1.clone(), token, limits.unproven),
             gateway,
             up: Queue::new(limits.queue_bytes, limits.queue_age),
             down: Queue::new(limits.queue_bytes, limits.queue_age),
+            up_again: Duration::ZERO,
+            ask_error: None,
+            last_answer: None,
             limits,
             counters,
-            notices: VecDeque::from([text(&hello)]),
+            notices: VecDeque::from([(Opcode::Text, hello.to_text().into_bytes())]),
             pong: None,
+            frame_pong: None,
             told: Vec::new(),
             unreachable: false,
             writing: false,
@@ -116,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             last_datagram: Duration::ZERO,
             last_heard: Duration::ZERO,
             last_ping: Duration::ZERO,
+            tally: Tally::default(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             shutdown: Box::pin(shutdown.cancelled_owned()),
         };
@@ -149,78 +185,149 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         Poll::Pending
     }
 
-    /// The WebSocket alone: the gateway's datagrams are nobody's from here on, and what waits is
-    /// counted as dropped.
-    pub(super) fn into_websocket(self) -> WebSocketStream<S> {
+    /// The socket, and what of a message is still to be written. The gateway's datagrams are
+    /// nobody's from here on, and what waits is counted as dropped.
+    pub(super) fn into_rest(mut self) -> Rest<S> {
+        self.seal();
         self.counters.add(Counter::UpEnded, self.up.len() as u64);
         self.counters
             .add(Counter::DownEnded, self.down.len() as u64);
-        self.websocket
+        Rest {
+            socket: self.socket,
+            unwritten: self.out.split_off(self.out_at),
+        }
     }
 
     /// One turn; says whether more is ready. When not, every waker is in place.
     fn turn(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
+        let more = self.turn_of_both(context, now);
+        let tally = std::mem::take(&mut self.tally);
+        for (counter, count) in [
+            (Counter::UpDatagrams, tally.up),
+            (Counter::UpBytes, tally.up_bytes),
+            (Counter::DownDatagrams, tally.down),
+            (Counter::DownBytes, tally.down_bytes),
+        ] {
+            if count > 0 {
+                self.counters.add(counter, count);
+            }
+        }
+        more
+    }
+
+    fn turn_of_both(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
         self.handle_timeout(now)?;
         let more_from_client = self.poll_client(context, now)?;
-        self.poll_up(context, now);
-        let more_from_gateway = self.poll_gateway(context, now);
+        self.poll_up(now);
+        let more_from_gateway = self.poll_gateway(context, now)?;
         self.poll_down(context, now)?;
         Ok(more_from_client || more_from_gateway)
     }
 
-    /// Reads what the client sent. True when there may be more.
+    /// Reads what the client sent, and sends it on as one batch or few. True when there may be
+    /// more.
     fn poll_client(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
-        for _ in 0..MESSAGES_PER_TURN {
-            let message = match Pin::new(&mut self.websocket).poll_next(context) {
-                Poll::Pending => return Ok(false),
-                Poll::Ready(None) => return Err(End::Left),
-                Poll::Ready(Some(Err(error))) => return Err(fault(&error)),
-                Poll::Ready(Some(Ok(message))) => message,
-            };
-            self.last_heard = now;
-            match message {
-                Message::Binary(message) => {
-                    let records = record::records(&message).map_err(|error| {
-                        End::Close(match error {
-                            record::RecordError::TooLong { .. } => CloseCode::RecordTooLarge,
-                            _ => CloseCode::RecordMalformed,
-                        })
-                    })?;
-                    for datagram in records {
-                        self.handle_client_datagram(context, now, datagram)?;
-                    }
+        let mut batch = Batch::new(pool::take());
+        let mut buffer = pool::take_read();
+        let read = self.read_client(context, now, &mut buffer, &mut batch);
+        let sent = self.send_batch(now, &mut batch);
+        pool::give_read(buffer);
+        pool::give(batch.into_buffer());
+        let more = read?;
+        sent.map(|()| more)
+    }
+
+    fn read_client(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Duration,
+        buffer: &mut [u8],
+        batch: &mut Batch,
+    ) -> Result<bool, End> {
+        // Its events borrow it while the rest of the session handles them.
+        let idle = Decoder::new(Peer::Client, record::MAX_MESSAGE);
+        let mut decoder = std::mem::replace(&mut self.decoder, idle);
+        let mut read = || {
+            for _ in 0..READS_PER_TURN {
+                let mut buffer = ReadBuf::new(buffer);
+                match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
+                    Poll::Pending => return Ok(false),
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(_) => return Err(End::Lost),
                 }
-                Message::Text(text) => match Control::parse(&text) {
-                    // The newest ping alone is answered: a flood gets one pong.
-                    Ok(Control::Ping { n }) => self.pong = Some(n),
-                    Ok(Control::Pong { .. }) => {}
-                    // A client has nothing else to say in this version.
-                    Ok(_) | Err(_) => return Err(End::Close(CloseCode::ControlMalformed)),
-                },
-                Message::Close(_) => return Err(End::Left),
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                let mut bytes = buffer.filled();
+                while let Some(event) = decoder.decode(&mut bytes).map_err(fault)? {
+                    self.handle_client(now, event, batch)?;
+                }
             }
+            Ok(true)
+        };
+        let more = read();
+        decoder.rest();
+        self.decoder = decoder;
+        more
+    }
+
+    fn handle_client(
+        &mut self,
+        now: Duration,
+        event: Event<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), End> {
+        self.last_heard = now;
+        match event {
+            Event::Binary(message) => {
+                let records = record::records(message).map_err(|error| {
+                    End::Close(match error {
+                        record::RecordError::TooLong { .. } => CloseCode::RecordTooLarge,
+                        _ => CloseCode::RecordMalformed,
+                    })
+                })?;
+                for datagram in records {
+                    self.handle_client_datagram(now, datagram, batch)?;
+                }
+                Ok(())
+            }
+            Event::Text(text) => match Control::parse(text) {
+                // The newest ping alone is answered: a flood gets one pong.
+                Ok(Control::Ping { n }) => {
+                    self.pong = Some(n);
+                    Ok(())
+                }
+                Ok(Control::Pong { .. }) => Ok(()),
+                // A client has nothing else to say in this version.
+                Ok(_) | Err(_) => Err(End::Close(CloseCode::ControlMalformed)),
+            },
+            Event::Ping(payload) => {
+                self.frame_pong = Some(payload.to_vec());
+                Ok(())
+            }
+            Event::Pong(_) => Ok(()),
+            Event::Close(code, _) => Err(End::Left(code)),
         }
-        Ok(true)
     }
 
     fn handle_client_datagram(
         &mut self,
-        context: &mut Context<'_>,
         now: Duration,
         datagram: &[u8],
+        batch: &mut Batch,
     ) -> Result<(), End> {
-        self.counters.count(Counter::UpDatagrams);
-        self.counters.add(Counter::UpBytes, datagram.len() as u64);
+        self.tally.up += 1;
+        self.tally.up_bytes += datagram.len() as u64;
         let was_proven = self.proof.is_proven();
         let verdict = self.proof.handle_client(now, datagram);
         if self.proof.is_proven() && !was_proven {
             self.counters.count(Counter::SessionsProven);
         }
         let (dropped, close) = match verdict {
-            Verdict::Pass(kind) => {
+            Verdict::Pass(_) => {
                 self.last_datagram = now;
-                return self.send_up(context, now, kind, datagram);
+                if !batch.push(datagram) {
+                    self.send_batch(now, batch)?;
+                    batch.push(datagram);
+                }
+                return Ok(());
             }
             Verdict::Drop(dropped) => (dropped, None),
             Verdict::Close(dropped, code) => (dropped, Some(code)),
@@ -235,115 +342,181 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         close.map_or(Ok(()), |code| Err(End::Close(code)))
     }
 
-    /// Sends to the gateway at once, or queues when the socket is full.
-    fn send_up(
-        &mut self,
-        context: &mut Context<'_>,
-        now: Duration,
-        kind: Kind,
-        datagram: &[u8],
-    ) -> Result<(), End> {
-        if self.udp.is_none() {
-            match open(self.gateway.endpoint) {
-                Ok(socket) => self.udp = Some(socket),
-                Err(error) => {
-                    tracing::warn!(gateway = self.gateway.name, %error, "no UDP socket to the gateway");
-                    self.counters.count(Counter::SocketFailed);
-                    self.counters.count(Counter::UpSendFailed);
-                    return Err(End::Close(CloseCode::GatewayUnreachable));
-                }
-            }
-        }
-        if self.up.is_empty() && self.poll_send(context, now, datagram).is_ready() {
+    /// Sends a batch to the gateway, or queues what the socket does not take. The batch is empty
+    /// then.
+    fn send_batch(&mut self, now: Duration, batch: &mut Batch) -> Result<(), End> {
+        if batch.len() == 0 {
             return Ok(());
         }
-        let dropped = self.up.push(now, kind, datagram);
-        self.counters.add(Counter::UpFull, dropped.full);
-        self.counters.add(Counter::UpOld, dropped.old);
-        if dropped.full > 0 {
+        let mut udp = match self.udp.take() {
+            Some(udp) => udp,
+            None => Udp::open(self.gateway.endpoint).map_err(|error| {
+                tracing::warn!(gateway = self.gateway.name, %error, "no UDP socket to the gateway");
+                self.counters.count(Counter::SocketFailed);
+                let lost = batch.len() as u64;
+                self.counters.add(Counter::UpSendFailed, lost);
+                batch.clear();
+                End::Close(CloseCode::GatewayUnreachable)
+            })?,
+        };
+        let had_gso = udp.has_gso();
+        let mut from = 0;
+        let mut tried = false;
+        // Behind what waits already, everything waits.
+        while self.up.is_empty() && from < batch.len() {
+            let (sent, lost) = match udp.send(batch, from) {
+                Sent::All => (batch.len() - from, None),
+                Sent::NoRoom(sent) => {
+                    self.counters.add(Counter::UpSent, sent as u64);
+                    from += sent;
+                    self.up_again = now + UP_AGAIN;
+                    break;
+                }
+                // An error that an earlier datagram caused is reported once, in place of sending.
+                Sent::Earlier(sent) => {
+                    self.gateway_unreachable(now);
+                    let again = tried && sent == 0;
+                    tried = !again;
+                    (sent, again.then_some(Counter::UpUnreachable))
+                }
+                Sent::Refused(sent) => (sent, Some(Counter::UpSendFailed)),
+            };
+            self.counters.add(Counter::UpSent, sent as u64);
+            from += sent;
+            if let Some(counter) = lost {
+                self.counters.count(counter);
+                from += 1;
+            }
+        }
+        if had_gso && !udp.has_gso() {
+            self.counters.count(Counter::GsoRefused);
+        }
+        self.udp = Some(udp);
+        let answered = self.last_answer;
+        if answered.is_none_or(|answered| now > answered + SILENT_GATEWAY) {
+            self.ask_error.get_or_insert(now + ASK_ERROR);
+        }
+        let mut full = 0;
+        for datagram in batch.datagrams().skip(from) {
+            let kind = Kind::of(datagram).unwrap_or(Kind::Data);
+            let dropped = self.up.push(now, kind, datagram);
+            self.counters.add(Counter::UpFull, dropped.full);
+            self.counters.add(Counter::UpOld, dropped.old);
+            full += dropped.full;
+        }
+        batch.clear();
+        if full > 0 {
             self.tell(now, Limit::Overload);
         }
         Ok(())
     }
 
     /// Sends what waits for the gateway's socket.
-    fn poll_up(&mut self, context: &mut Context<'_>, now: Duration) {
+    fn poll_up(&mut self, now: Duration) {
+        if self.up.is_empty() || now < self.up_again {
+            return;
+        }
         let old = self.up.expire(now);
         self.counters.add(Counter::UpOld, old);
-        while let Some(datagram) = self.up.front() {
-            // The queue is borrowed by the datagram: a copy of what rarely waits.
-            let datagram = datagram.to_vec();
-            if self.poll_send(context, now, &datagram).is_pending() {
-                return;
+        let mut tried = false;
+        while let (Some(datagram), Some(udp)) = (self.up.front(), &mut self.udp) {
+            let mut one = Batch::new(pool::take());
+            one.push(datagram);
+            let sent = udp.send(&one, 0);
+            pool::give(one.into_buffer());
+            match sent {
+                Sent::All => self.counters.count(Counter::UpSent),
+                Sent::NoRoom(_) => {
+                    self.up_again = now + UP_AGAIN;
+                    return;
+                }
+                Sent::Earlier(_) => {
+                    self.gateway_unreachable(now);
+                    tried = !tried;
+                    if tried {
+                        continue;
+                    }
+                    self.counters.count(Counter::UpUnreachable);
+                }
+                Sent::Refused(_) => self.counters.count(Counter::UpSendFailed),
             }
             self.up.pop();
         }
     }
 
-    /// Sends one datagram; ready when it was sent or dropped.
-    fn poll_send(&mut self, context: &mut Context<'_>, now: Duration, datagram: &[u8]) -> Poll<()> {
-        // An error that an earlier datagram caused is reported here once, in place of sending.
-        for last_try in [false, true] {
-            let Some(socket) = &self.udp else { break };
-            match ready!(socket.poll_send(context, datagram)) {
-                Ok(_) => {
-                    self.counters.count(Counter::UpSent);
-                    return Poll::Ready(());
-                }
-                Err(error) if is_unreachable(&error) => {
-                    self.gateway_unreachable(now);
-                    if last_try {
-                        self.counters.count(Counter::UpUnreachable);
-                    }
-                }
-                Err(_) => {
-                    self.counters.count(Counter::UpSendFailed);
-                    break;
+    /// Drains the gateway's socket. True when there may be more.
+    fn poll_gateway(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
+        let Some(udp) = self.udp.take() else {
+            return Ok(false);
+        };
+        let waker = context.waker();
+        let mut handled = Ok(());
+        let mut take = |session: &mut Pump<S>, bytes: &[u8], size: usize| {
+            if bytes.is_empty() {
+                session.tally.down += 1;
+                session.counters.count(Counter::DownEmpty);
+            }
+            for datagram in bytes.chunks(size) {
+                let context = &mut Context::from_waker(waker);
+                let result = session.handle_gateway_datagram(context, now, datagram);
+                // What has been received is counted, the end of the session notwithstanding.
+                if handled.is_ok() {
+                    handled = result;
                 }
             }
-        }
-        Poll::Ready(())
-    }
-
-    /// Drains the gateway's socket. True when there may be more.
-    fn poll_gateway(&mut self, context: &mut Context<'_>, now: Duration) -> bool {
-        // One byte more than may pass, to tell what is too large.
-        let mut storage = [0; record::MAX_RECORD + 1];
-        for _ in 0..DATAGRAMS_PER_TURN {
-            let Some(socket) = &self.udp else {
-                return false;
-            };
-            let mut buffer = ReadBuf::new(&mut storage);
-            match socket.poll_recv(context, &mut buffer) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(())) => self.handle_gateway_datagram(now, buffer.filled()),
+        };
+        let mut more = true;
+        for _ in 0..RECEIVES_PER_TURN {
+            let context = &mut Context::from_waker(waker);
+            match udp.poll_receive(context, &mut |bytes, size| take(self, bytes, size)) {
+                Poll::Pending => {
+                    more = false;
+                    break;
+                }
+                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) if is_unreachable(&error) => self.gateway_unreachable(now),
                 Poll::Ready(Err(_)) => self.counters.count(Counter::GatewayUnreachable),
             }
         }
-        true
+        self.udp = Some(udp);
+        handled.map(|()| more)
     }
 
-    fn handle_gateway_datagram(&mut self, now: Duration, datagram: &[u8]) {
-        self.counters.count(Counter::DownDatagrams);
-        self.counters.add(Counter::DownBytes, datagram.len() as u64);
-        if datagram.is_empty() {
-            return self.counters.count(Counter::DownEmpty);
-        }
+    fn handle_gateway_datagram(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Duration,
+        datagram: &[u8],
+    ) -> Result<(), End> {
+        self.tally.down += 1;
+        self.tally.down_bytes += datagram.len() as u64;
         if datagram.len() > record::MAX_RECORD {
-            return self.counters.count(Counter::DownTooLarge);
+            self.counters.count(Counter::DownTooLarge);
+            return Ok(());
         }
         let was_proven = self.proof.is_proven();
         let Verdict::Pass(kind) = self.proof.handle_gateway(datagram) else {
-            return self.counters.count(Counter::DownNotWireguard);
+            self.counters.count(Counter::DownNotWireguard);
+            return Ok(());
         };
         if self.proof.is_proven() && !was_proven {
             self.counters.count(Counter::SessionsProven);
         }
         self.last_datagram = now;
+        self.last_answer = Some(now);
         if self.unreachable {
             self.unreachable = false;
-            self.notice(text(&Control::limited(Limit::GatewayReachable)));
+            self.tell_at_once(Limit::GatewayReachable);
+        }
+        // Straight into the message, as long as nothing waits before it.
+        if self.down.is_empty() && !self.writing && (self.filled > 0 || self.notices.is_empty()) {
+            if self.fill(datagram) {
+                return Ok(());
+            }
+            self.poll_down(context, now)?;
+            if self.down.is_empty() && !self.writing && self.fill(datagram) {
+                return Ok(());
+            }
         }
         let dropped = self.down.push(now, kind, datagram);
         self.counters.add(Counter::DownFull, dropped.full);
@@ -351,18 +524,55 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if dropped.full > 0 {
             self.tell(now, Limit::Overload);
         }
+        Ok(())
     }
 
-    /// Writes notices, then what waits for the client, one message at a time.
+    /// Adds a datagram to the message that is being filled; false when it has no room.
+    fn fill(&mut self, datagram: &[u8]) -> bool {
+        if self.filled == 0 {
+            self.out = pool::take();
+            self.out.resize(frame::MAX_HEADER, 0);
+        }
+        let limit = if self.backlogged {
+            self.limits.backlogged_message.min(record::MAX_MESSAGE)
+        } else {
+            record::MAX_MESSAGE
+        };
+        let fits = self.out.len() + record::HEADER + datagram.len() <= limit;
+        if !(fits || self.filled == 0) || record::push(&mut self.out, datagram).is_err() {
+            return false;
+        }
+        self.filled += 1;
+        true
+    }
+
+    /// Ends the message that is being filled, if there is one: from here on it is written.
+    fn seal(&mut self) {
+        if self.filled == 0 {
+            return;
+        }
+        let (header, length) = frame::header(Opcode::Binary, self.out.len() - frame::MAX_HEADER);
+        self.out_at = frame::MAX_HEADER - length;
+        self.out[self.out_at..frame::MAX_HEADER].copy_from_slice(&header[..length]);
+        self.counters.add(Counter::DownSent, self.filled);
+        self.counters.count(Counter::DownMessages);
+        self.filled = 0;
+        self.writing = true;
+    }
+
+    /// Writes what is filled, notices, and what waits for the client, one message at a time.
     fn poll_down(&mut self, context: &mut Context<'_>, now: Duration) -> Result<(), End> {
         loop {
+            self.seal();
             if self.writing {
-                match Pin::new(&mut self.websocket).poll_flush(context) {
+                match self.poll_write(context) {
                     Poll::Ready(Ok(())) => {
                         self.writing = false;
                         self.stuck = None;
+                        self.out_at = 0;
+                        pool::give(std::mem::take(&mut self.out));
                     }
-                    Poll::Ready(Err(error)) => return Err(fault(&error)),
+                    Poll::Ready(Err(_)) => return Err(End::Lost),
                     Poll::Pending => {
                         self.stuck.get_or_insert(now);
                         self.backlogged = true;
@@ -370,47 +580,48 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                 }
             }
-            let pong = self.pong.take().map(|n| text(&Control::Pong { n }));
-            let message = pong
-                .or_else(|| self.notices.pop_front())
-                .or_else(|| self.next_message(now).map(Message::binary));
-            let Some(message) = message else {
+            let pong = self.pong.take().map(|n| Control::Pong { n }.to_text());
+            let notice = pong
+                .map(|text| (Opcode::Text, text.into_bytes()))
+                .or_else(|| Some((Opcode::Pong, self.frame_pong.take()?)))
+                .or_else(|| self.notices.pop_front());
+            if let Some((opcode, payload)) = notice {
+                frame::push(&mut self.out, opcode, &payload);
+                self.writing = true;
+                continue;
+            }
+            let old = self.down.expire(now);
+            self.counters.add(Counter::DownOld, old);
+            self.fill_from_queue();
+            if self.filled == 0 {
+                self.backlogged = false;
                 return Ok(());
-            };
-            // The last flush has ended, so that the sink is ready.
-            Pin::new(&mut self.websocket)
-                .start_send(message)
-                .map_err(|error| fault(&error))?;
-            self.writing = true;
+            }
         }
     }
 
     /// As much as is ready and fits.
-    fn next_message(&mut self, now: Duration) -> Option<Vec<u8>> {
-        let old = self.down.expire(now);
-        self.counters.add(Counter::DownOld, old);
-        let limit = if self.backlogged {
-            self.limits.backlogged_message
-        } else {
-            record::MAX_MESSAGE
-        };
-        let mut message = Vec::new();
-        let mut count = 0;
-        while let Some(datagram) = self.down.front() {
-            let fits = message.len() + record::HEADER + datagram.len() <= limit;
-            if !(fits || message.is_empty()) || record::push(&mut message, datagram).is_err() {
-                break;
+    fn fill_from_queue(&mut self) {
+        let mut down = std::mem::take(&mut self.down);
+        while let Some(datagram) = down.front()
+            && self.fill(datagram)
+        {
+            down.pop();
+        }
+        self.down = down;
+    }
+
+    /// Writes the message as far as the kernel takes it; ready when all of it is there.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while self.out_at < self.out.len() {
+            let bytes = &self.out[self.out_at..];
+            let written = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
+            if written == 0 {
+                return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
             }
-            self.down.pop();
-            count += 1;
+            self.out_at += written;
         }
-        if count == 0 {
-            self.backlogged = false;
-            return None;
-        }
-        self.counters.add(Counter::DownSent, count);
-        self.counters.count(Counter::DownMessages);
-        Some(message)
+        Pin::new(&mut self.socket).poll_flush(context)
     }
 
     fn handle_timeout(&mut self, now: Duration) -> Result<(), End> {
@@ -430,9 +641,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if now >= self.last_datagram.saturating_add(self.limits.idle) {
             return close(CloseCode::Idle);
         }
+        if self.ask_error.is_some_and(|at| now >= at) {
+            self.ask_error = None;
+            if self.udp.as_ref().and_then(Udp::take_error).is_some() {
+                self.gateway_unreachable(now);
+            }
+        }
         if now >= self.next_ping() {
             self.last_ping = now;
-            self.notice(Message::Ping(Vec::new().into()));
+            self.notice(Opcode::Ping, Vec::new());
         }
         Ok(())
     }
@@ -446,6 +663,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             Some(self.last_heard.saturating_add(self.limits.silent)),
             Some(self.last_datagram.saturating_add(self.limits.idle)),
             Some(self.next_ping()),
+            (!self.up.is_empty()).then_some(self.up_again),
+            self.ask_error,
         ]
         .into_iter()
         .flatten()
@@ -475,47 +694,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             Some((_, since)) => *since = now,
             None => self.told.push((limit, now)),
         }
-        self.notice(text(&Control::limited(limit)));
+        self.tell_at_once(limit);
     }
 
-    fn notice(&mut self, notice: Message) {
+    fn tell_at_once(&mut self, limit: Limit) {
+        let text = Control::limited(limit).to_text();
+        self.notice(Opcode::Text, text.into_bytes());
+    }
+
+    fn notice(&mut self, opcode: Opcode, payload: Vec<u8>) {
         if self.notices.len() < NOTICES {
-            self.notices.push_back(notice);
+            self.notices.push_back((opcode, payload));
         } else {
             self.counters.count(Counter::NoticeFull);
         }
     }
 }
 
-/// What a failed read or write means.
-fn fault(error: &WebSocketError) -> End {
-    match error {
-        WebSocketError::Capacity(_) => End::Close(CloseCode::MessageTooLarge),
-        WebSocketError::Utf8(_) => End::Close(CloseCode::ControlMalformed),
-        WebSocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::Lost,
-        WebSocketError::Protocol(_) => End::Close(CloseCode::FrameMalformed),
-        _ => End::Lost,
-    }
-}
-
-fn open(gateway: SocketAddr) -> io::Result<UdpSocket> {
-    let any = match gateway {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = std::net::UdpSocket::bind(any)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(gateway)?;
-    UdpSocket::from_std(socket)
-}
-
-/// What ICMP, or a route that is missing, makes of a connected UDP socket.
-fn is_unreachable(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-    )
+/// The code that says what a client did to the protocol.
+fn fault(error: FrameError) -> End {
+    End::Close(match error {
+        FrameError::TooLarge => CloseCode::MessageTooLarge,
+        FrameError::Utf8 => CloseCode::ControlMalformed,
+        _ => CloseCode::FrameMalformed,
+    })
 }

@@ -121,6 +121,7 @@ pub(crate) async fn fixture_with(
 impl Fixture {
     pub(crate) async fn tls(&self) -> TlsStream<TcpStream> {
         let tcp = TcpStream::connect(self.address).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
         self.tls
             .connect(ServerName::try_from("localhost").unwrap(), tcp)
             .await

@@ -1,0 +1,212 @@
+//! The relay and an honest baseline under the same load: CPU time per relayed datagram, loss,
+//! delay, the highest rate. One line of JSON per measurement on stdout with `--json`, a table on
+//! stderr.
+//!
+//! `--full` takes longer runs. What is printed is the median of three runs.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use serde_json::json;
+use underpass_bench::{
+    LOAD_CORE,
+    load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
+    pin,
+    server::{self, Side},
+};
+
+const RUNS: usize = 3;
+/// Rates that are tried, in thousands, to find the highest.
+const LADDER: [u32; 14] = [
+    30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 630, 800,
+];
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["--serve", side, gateway] = words[..] {
+        return server::run(side, gateway);
+    }
+    let (mut json, mut full, mut only) = (false, false, None);
+    for word in &words {
+        match *word {
+            "--json" => json = true,
+            "--full" => full = true,
+            "--relay" => only = Some(Side::Relay),
+            "--baseline" => only = Some(Side::Baseline),
+            other => bail!("unknown argument {other}\nhint: --json, --full, --relay, --baseline"),
+        }
+    }
+    pin(LOAD_CORE)?;
+    let time = Duration::from_millis(if full { 2000 } else { 400 });
+    let out = Out { json };
+    eprintln!(
+        "{:<9}{:<5}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>9}{:>9}",
+        "side",
+        "",
+        "load",
+        "sender",
+        "flows",
+        "rate",
+        "delivered",
+        "loss %",
+        "us",
+        "client",
+        "p50 ms",
+        "p99 ms"
+    );
+    let sides: &[Side] = match only {
+        None => &[Side::Relay, Side::Baseline],
+        Some(Side::Relay) => &[Side::Relay],
+        Some(Side::Baseline) => &[Side::Baseline],
+    };
+    use Direction::{Down, Up};
+    use Load::{Even, Flood, Paced};
+    use Sender::{Gso, Plain};
+    for direction in [Up, Down] {
+        for (load, sender, rate, flows) in [
+            (Even, Plain, 10e3, 1),
+            (Even, Plain, 40e3, 1),
+            (Paced, Plain, 100e3, 1),
+            (Paced, Gso, 400e3, 1),
+            (Even, Plain, 40e3, 64),
+        ] {
+            let plan = Plan {
+                direction,
+                load,
+                sender,
+                rate,
+                time,
+            };
+            for side in sides {
+                out.line(*side, plan, flows, load.name(), median(*side, flows, plan)?);
+            }
+        }
+        for sender in [Plain, Gso] {
+            // A client's side sends to TCP: there is one kind of it.
+            if direction == Up && sender == Gso {
+                continue;
+            }
+            for side in sides {
+                let plan = |load, rate| Plan {
+                    direction,
+                    load,
+                    sender,
+                    rate,
+                    time,
+                };
+                let flood = median(*side, 1, plan(Flood, f64::INFINITY))?;
+                out.line(*side, plan(Flood, f64::INFINITY), 1, "saturation", flood);
+                let highest = highest(*side, plan(Paced, 0.0))?;
+                out.line(*side, plan(Paced, highest.offered), 1, "highest", highest);
+                for (name, part) in [("half", 0.5), ("overload", 2.0)] {
+                    let plan = plan(Paced, highest.delivered * part);
+                    out.line(*side, plan, 1, name, median(*side, 1, plan)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The median of each figure over [`RUNS`] runs.
+fn median(side: Side, flows: usize, plan: Plan) -> anyhow::Result<Sample> {
+    let (_server, mut world) = open(side, flows)?;
+    let warm = Plan {
+        time: Duration::from_millis(100),
+        ..plan
+    };
+    world.run(warm)?;
+    median_in(&mut world, plan)
+}
+
+fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
+    let samples: anyhow::Result<Vec<Sample>> = (0..RUNS).map(|_| world.run(plan)).collect();
+    let samples = samples?;
+    let of = |figure: fn(&Sample) -> f64| {
+        let mut figures: Vec<f64> = samples.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures[RUNS / 2]
+    };
+    Ok(Sample {
+        offered: of(|it| it.offered),
+        delivered: of(|it| it.delivered),
+        loss: of(|it| it.loss),
+        server_us: of(|it| it.server_us),
+        client_us: of(|it| it.client_us),
+        p50_ms: of(|it| it.p50_ms),
+        p99_ms: of(|it| it.p99_ms),
+    })
+}
+
+/// The highest rate of the ladder with a loss under 0.1 % that is also offered and delivered.
+fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
+    let (_server, mut world) = open(side, 1)?;
+    let mut best = Sample::default();
+    for thousands in LADDER {
+        let rate = f64::from(thousands) * 1e3;
+        let sample = median_in(&mut world, Plan { rate, ..plan })?;
+        if sample.loss < 1e-3 && sample.delivered > best.delivered {
+            best = sample;
+        }
+        if sample.loss > 0.05 || sample.offered < rate * 0.7 {
+            break;
+        }
+    }
+    if best.delivered == 0.0 {
+        best = median_in(&mut world, Plan { rate: 10e3, ..plan })?;
+    }
+    Ok(best)
+}
+
+struct Out {
+    json: bool,
+}
+
+impl Out {
+    fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, sample: Sample) {
+        let round = |figure: f64, digits: i32| {
+            let scale = 10f64.powi(digits);
+            (figure * scale).round() / scale
+        };
+        eprintln!(
+            "{:<9}{:<5}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>9.3}{:>9.3}",
+            side.name(),
+            plan.direction.name(),
+            load,
+            plan.sender.name(),
+            flows,
+            sample.offered,
+            sample.delivered,
+            sample.loss * 100.0,
+            sample.server_us,
+            sample.client_us,
+            sample.p50_ms,
+            sample.p99_ms
+        );
+        if !self.json {
+            return;
+        }
+        for (name, us) in [
+            (side.name(), sample.server_us),
+            ("client", sample.client_us),
+        ] {
+            let line = json!({
+                "side": name,
+                "server": side.name(),
+                "direction": plan.direction.name(),
+                "load": load,
+                "sender": plan.sender.name(),
+                "flows": flows,
+                "bytes": LENGTH,
+                "rate": round(sample.offered, 0),
+                "delivered": round(sample.delivered, 0),
+                "cpu_us_per_datagram": round(us, 3),
+                "loss": round(sample.loss, 5),
+                "p50_ms": round(sample.p50_ms, 3),
+                "p99_ms": round(sample.p99_ms, 3),
+            });
+            println!("{line}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The measured servers: the product's relay, and an honest baseline.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    process::{Child, ChildStdin, Stdio},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use anyhow::Context;
+use futures_util::{SinkExt, StreamExt};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::Notify,
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::sync::CancellationToken;
+use underpass_relay::{
+    AcceptLimits, Counters, GatewayTarget, Relay, RelayConfig, router, serve, tls::Certificate,
+};
+use wire::PublicKey;
+
+use crate::{SERVER_CORE, myself, pin};
+
+/// The gateway's public key; an initiation for it is [`crate::client::INITIATION`].
+pub const GATEWAY_KEY: PublicKey = PublicKey([7; 32]);
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The product's relay: its router, its admission, its counters.
+    Relay,
+    /// One datagram per message and one flush per message, after tokio-tungstenite's examples.
+    Baseline,
+}
+
+impl Side {
+    /// Its name in the output, and as an argument.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Relay => "relay",
+            Side::Baseline => "baseline",
+        }
+    }
+}
+
+/// A server that runs as a child. It ends when this is dropped.
+pub struct Server {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    /// What it is.
+    pub side: Side,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The certificate that its clients trust.
+    pub certificate: CertificateDer<'static>,
+}
+
+impl Server {
+    /// Starts a server on a core of its own.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(side: Side, gateway: SocketAddr) -> anyhow::Result<Server> {
+        let mut child = myself(&["--serve", side.name(), &gateway.to_string()])?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().context("no stdout")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let (address, certificate) = line
+            .trim()
+            .split_once(' ')
+            .context("the server did not start")?;
+        let byte = |at| u8::from_str_radix(&certificate[at..at + 2], 16);
+        let certificate: Result<Vec<u8>, _> = (0..certificate.len()).step_by(2).map(byte).collect();
+        Ok(Server {
+            child,
+            stdin,
+            side,
+            address: address.parse()?,
+            certificate: certificate?.into(),
+        })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// What a child does: serves until its stdin ends.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn run(side: &str, gateway: &str) -> anyhow::Result<()> {
+    let side = match side {
+        "relay" => Side::Relay,
+        _ => Side::Baseline,
+    };
+    let gateway = gateway.parse()?;
+    pin(SERVER_CORE)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let directory = std::env::temp_dir().join(format!("bench-{}", std::process::id()));
+        let certificate = Certificate::load_or_make(&directory, &[], SystemTime::now())?;
+        let _ = std::fs::remove_dir_all(&directory);
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let leaf = certificate.leaf().context("no certificate")?;
+        let hex: String = leaf.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("{} {hex}", listener.local_addr()?);
+        let ended = Arc::new(Notify::new());
+        let end = ended.clone();
+        std::thread::spawn(move || {
+            let _ = std::io::stdin().read(&mut [0]);
+            end.notify_one();
+        });
+        let tls = certificate.server_config()?;
+        let server = async {
+            match side {
+                Side::Relay => relay(listener, tls, gateway).await,
+                Side::Baseline => baseline(listener, tls, gateway).await,
+            }
+        };
+        tokio::select! {
+            () = server => {}
+            () = ended.notified() => {}
+        }
+        Ok(())
+    })
+}
+
+async fn relay(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAddr) {
+    let mut config = RelayConfig::new();
+    config.gateways.insert(
+        "gw".to_owned(),
+        GatewayTarget {
+            endpoint: gateway,
+            public_key: GATEWAY_KEY,
+        },
+    );
+    config.allowed_hosts = vec!["localhost".to_owned()];
+    // All clients of a measurement come from one address.
+    config.limits.sessions_per_source = config.limits.sessions;
+    let limits = AcceptLimits {
+        connections_per_source: AcceptLimits::default().connections,
+        ..AcceptLimits::default()
+    };
+    let counters = Arc::new(Counters::new());
+    let shutdown = CancellationToken::new();
+    let relay = Relay::new(&config, counters.clone(), shutdown.clone());
+    serve(listener, tls, router(relay), limits, counters, shutdown).await;
+}
+
+/// What its examples lead to: a task per connection, a datagram per message, a flush per message.
+async fn baseline(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAddr) {
+    let acceptor = TlsAcceptor::from(tls);
+    while let Ok((tcp, _)) = listener.accept().await {
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            tcp.set_nodelay(true)?;
+            let tls = acceptor.accept(tcp).await?;
+            let (mut to_client, mut from_client) =
+                tokio_tungstenite::accept_async(tls).await?.split();
+            let udp = UdpSocket::bind("127.0.0.1:0").await?;
+            udp.connect(gateway).await?;
+            let up = async {
+                while let Some(Ok(message)) = from_client.next().await {
+                    if let Message::Binary(datagram) = message {
+                        udp.send(&datagram).await?;
+                    }
+                }
+                anyhow::Ok(())
+            };
+            let down = async {
+                let mut buffer = [0; 2048];
+                loop {
+                    let length = udp.recv(&mut buffer).await?;
+                    let message = Message::binary(buffer[..length].to_vec());
+                    to_client.send(message).await?;
+                }
+            };
+            tokio::select! {
+                ended = up => ended,
+                ended = down => ended,
+            }
+        });
+    }
+}
