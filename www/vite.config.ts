@@ -1,24 +1,14 @@
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vite";
 
-// Three builds of the same source:
-//   (default)  the console's page, embedded by the cli            -> dist/
-//   lib        ES modules for other people's pages                -> dist-lib/
-//   fake       the page over dev/fake-wasm.ts, no wasm, no tunnel -> dist-fake/, for tests of the page alone
+// Two builds of the same source:
+//   (default)  the console's page, embedded by the cli -> dist/
+//   lib        ES modules for other people's pages     -> dist-lib/
 // No asset is ever inlined as a data: URL, so that the content security policy needs no exception.
 export default defineConfig(({ mode }) => {
   const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
-  const fake = mode === "fake";
   return {
     base: "./",
-    resolve: {
-      alias: fake
-        ? [
-            { find: /^\.\/wasm\/underpass\.js$/, replacement: here("./dev/fake-wasm.ts") },
-            { find: /^\.\/wasm\/underpass_bg\.wasm\?url$/, replacement: `${here("./csp.txt")}?url` },
-          ]
-        : [],
-    },
     build: {
       target: "es2022",
       assetsInlineLimit: 0,

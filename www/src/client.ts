@@ -3,13 +3,9 @@
  * before), once per page, and a failed load can be tried again.
  */
 import { UnderpassError, within } from "./errors";
-import type { TunnelConstructor, WireGuardKey } from "./surface";
 import wasm from "./wasm/underpass_bg.wasm?url";
 
-export interface Client {
-  Tunnel: TunnelConstructor;
-  generateKey(): WireGuardKey;
-}
+export type Client = Pick<typeof import("./wasm/underpass"), "Tunnel" | "generateKey">;
 
 /** Where the wasm is, when not beside the script: an address, a response under way, or a compiled module. */
 export type WasmSource = string | URL | Response | Promise<Response> | WebAssembly.Module;
@@ -35,7 +31,7 @@ async function load(source?: WasmSource): Promise<Client> {
   try {
     const module = await import("./wasm/underpass.js");
     await within(30_000, module.default({ module_or_path: source ?? wasm }), "Loading");
-    return module as unknown as Client;
+    return module;
   } catch (thrown) {
     const { message } = UnderpassError.from(thrown);
     throw new UnderpassError(

@@ -91,6 +91,7 @@ fn run() -> anyhow::Result<()> {
         Command::Test { only } => test::run(&root, &only),
         Command::Lint => {
             setup::everything(&root)?;
+            web::run(&root)?;
             lint::run(&root)
         }
         Command::Boundaries { root } => boundaries::run(&root),

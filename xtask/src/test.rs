@@ -13,12 +13,12 @@ use crate::{boundaries, lint, setup, sh, web};
 /// A part of the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
+    /// The wasm client and the page, within their size
+    Web,
     /// rustfmt, clippy, cargo deny, prettier, tsc
     Lint,
     /// No room knows what it may not know
     Boundaries,
-    /// The wasm client and the page, within their size
-    Web,
     /// The crates' own tests, and end to end with network namespaces
     Rust,
     /// The simulated network in virtual time
@@ -61,13 +61,12 @@ pub(crate) fn run(root: &Path, only: &[Part]) -> anyhow::Result<()> {
 impl Part {
     fn run(self, root: &Path) -> anyhow::Result<()> {
         match self {
-            Part::Lint => {
-                // clippy compiles the web client against the patched source that the build lays out.
-                web::prepare(root)?;
-                lint::run(root)
-            }
+            Part::Lint => lint::run(root),
             Part::Boundaries => boundaries::run(root),
-            Part::Web => web::run(root),
+            Part::Web => {
+                web::run(root)?;
+                sh::run(&mut sh::line(root, "node --test web-client/tests/"))
+            }
             Part::Rust => {
                 build(root)?;
                 let test = "cargo test --quiet --workspace --no-fail-fast";

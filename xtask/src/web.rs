@@ -88,7 +88,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
 
 /// Lays out, in the folders that web-client's `[patch.crates-io]` names, the published source of
 /// each crate named there, with `web-client/patches/NAME-wasm.patch` applied.
-pub(crate) fn prepare(root: &Path) -> anyhow::Result<()> {
+fn prepare(root: &Path) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Manifest {
         patch: BTreeMap<String, BTreeMap<String, Patched>>,
