@@ -20,12 +20,12 @@ const BINARY = process.env.UNDERPASS_BIN ?? join(root, "target/debug/underpass")
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const READY_MS = 30_000;
 
-/** The whole system in one process, on free ports, its data in a folder that goes with it. */
-export async function up() {
+/** The whole system in one process, on free ports, its data in a folder that goes with it; `more` is for `up`. */
+export async function up(more = []) {
   if (!existsSync(BINARY))
     throw new Error(`no binary at ${BINARY}: cargo build -p underpass, or set UNDERPASS_BIN`);
   const dir = mkdtempSync(join(tmpdir(), "underpass-browser-"));
-  const args = ["up", "--demo", "--listen", "127.0.0.1:0", "--data-dir", dir, "--json"];
+  const args = ["up", "--demo", "--listen", "127.0.0.1:0", "--data-dir", dir, "--json", ...more];
   const child = spawn(BINARY, args, {
     stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ENV: "", HOME: dir },

@@ -120,7 +120,10 @@ async function call<T>(
     throw new UnderpassError(
       "control_unreachable",
       "The control server does not answer.",
-      "Check that `underpass up` is running and that this machine is online, then try again.",
+      // A browser does not say whether it was the network or a refusal of this page's origin.
+      base === "" || base === location.origin
+        ? "Check that `underpass up` is running and that this machine is online, then try again."
+        : `Check that \`underpass up\` is running with \`--allow-origin ${location.origin}\`, then try again.`,
     );
   }
 
