@@ -15,9 +15,15 @@ use crate::world::{HOST, Says, World, host_certificate, key, noise, ok, run, run
 
 /// Starts the program on a port of its own, and points the world's clients there.
 async fn start(world: &mut World, users: &str) -> Child {
+    start_within(world, users, Command::new(HALLPASS)).await
+}
+
+const HALLPASS: &str = env!("CARGO_BIN_EXE_hallpass");
+
+/// Starts the program by a command whose last argument it is.
+async fn start_within(world: &mut World, users: &str, mut command: Command) -> Child {
     world.write("host", key(HOST).to_openssh(LineEnding::LF).unwrap());
     world.write("host-cert.pub", host_certificate().to_openssh().unwrap());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hallpass"));
     command
         .current_dir(world.dir.path())
         .kill_on_drop(true)
@@ -107,7 +113,7 @@ async fn files_and_flags() {
 /// Only the superuser can switch to anybody else.
 #[tokio::test]
 async fn as_another_user() {
-    if !nix::unistd::geteuid().is_root() {
+    if !superuser() {
         return;
     }
     let mut world = World::new().await;
@@ -161,4 +167,50 @@ async fn as_another_user() {
         "{}",
         text(&denied.stderr)
     );
+}
+
+/// An image that holds nothing but its program: a message and 127, and files can still be copied.
+#[tokio::test]
+async fn an_image_without_a_shell() {
+    if !superuser() {
+        return;
+    }
+    let mut world = World::new().await;
+    std::fs::create_dir(world.path("empty")).unwrap();
+    // In a mount namespace of its own, what holds every shell is empty.
+    let mut bare = Command::new("unshare");
+    bare.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount --bind empty /usr/bin && exec \"$@\"",
+        "sh",
+        HALLPASS,
+    ]);
+    let _server = start_within(&mut world, "current", bare).await;
+    for command_line in [&["true"][..], &[]] {
+        let output = run(world.ssh(command_line)).await;
+        assert_eq!(output.status.code(), Some(127));
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("has no shell") && said.contains("sftp and scp"),
+            "{said}"
+        );
+    }
+    world.write("sent", "words");
+    let mut sftp = world.tool("sftp");
+    sftp.args(["-q", "-b", "-", "root@127.0.0.1"]);
+    let remote = world.path("remote");
+    ok(&run_with(sftp, format!("put sent {}\n", remote.display())).await);
+    assert_eq!(std::fs::read(&remote).unwrap(), b"words");
+}
+
+/// Whether this test can change users and mounts; in CI it has to.
+fn superuser() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    assert!(root || std::env::var_os("CI").is_none(), "CI runs as root");
+    if !root {
+        eprintln!("not run: it needs root; hint: sudo -E cargo test -p underpass-hallpass");
+    }
+    root
 }
