@@ -94,8 +94,16 @@ pub async fn start(config: tunnel::Config, transport: Transport) -> Result<Handl
             tls,
         } => {
             let target = Arc::new(link::Target::new(url, token, tls)?);
-            let link = link::RaceLink::open(endpoint, Arc::clone(&target))?;
-            (link::Link::Race(Box::new(link)), Some(target))
+            let link = match link::RaceLink::open(endpoint, Arc::clone(&target)) {
+                Ok(link) => link::Link::Race(Box::new(link)),
+                // Without any UDP there is nothing to race.
+                Err(error) => {
+                    tracing::debug!(%error, "no UDP socket: the relay alone");
+                    let link = Box::pin(link::WebSocketLink::open(Arc::clone(&target))).await?;
+                    link::Link::WebSocket(link)
+                }
+            };
+            (link, Some(target))
         }
     };
     Ok(driver::spawn(config, link, target))

@@ -61,6 +61,10 @@ enum Command {
     /// Ask a host inside the network whether it is there
     #[command(after_help = "Example:\n  underpass ping -c 3 web.internal")]
     Ping(client::ping::Args),
+    /// Say of each layer between here and an instance whether it works
+    ///
+    /// Ends with 0 when a shell can be had, by whichever way.
+    Doctor(client::doctor::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -83,6 +87,7 @@ async fn main() -> ExitCode {
         Command::Wireguard(command) => client::wireguard::run(command).await,
         Command::Dig(args) => client::dig::run(args).await,
         Command::Ping(args) => return ended(client::ping::run(args).await),
+        Command::Doctor(args) => return ended(client::doctor::run(args).await),
         Command::Stdio(args) => return ended(client::stdio::run(args).await),
         Command::Proxy(args) => return ended(client::proxy::run(args).await),
         Command::Ssh(command) => return ended(client::ssh::run(command).await),

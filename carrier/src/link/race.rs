@@ -181,25 +181,32 @@ impl RaceLink {
     }
 
     pub(crate) fn send(&mut self, datagram: Vec<u8>) {
-        let path = match (Kind::of(&datagram), datagram.get(4..8)) {
-            (Some(Kind::Initiation), Some(index)) => {
-                let path = self
-                    .asked
-                    .pop_front()
-                    .unwrap_or_else(|| self.of_own_accord());
-                if self.sent.len() == REMEMBERED {
-                    self.sent.pop_front();
-                }
-                let mut sender = [0; 4];
-                sender.copy_from_slice(index);
-                self.sent.push_back((path, sender));
-                path
-            }
-            _ => self.active,
+        let initiation = Kind::of(&datagram) == Some(Kind::Initiation);
+        let path = if initiation {
+            let asked = self.asked.pop_front();
+            asked.unwrap_or_else(|| self.of_own_accord())
+        } else {
+            self.active
         };
-        match (path, &mut self.relay) {
-            (Path::Relay, Relay::Open(link) | Relay::Lingering(link, _)) => link.send(datagram),
-            _ => self.udp.send(datagram),
+        let relay = match &mut self.relay {
+            Relay::Open(link) | Relay::Lingering(link, _) if path == Path::Relay => Some(link),
+            _ => None,
+        };
+        if initiation && let Some(index) = datagram.first_chunk::<8>() {
+            if self.sent.len() == REMEMBERED {
+                self.sent.pop_front();
+            }
+            let [.., a, b, c, d] = *index;
+            let went = if relay.is_some() {
+                Path::Relay
+            } else {
+                Path::Udp
+            };
+            self.sent.push_back((went, [a, b, c, d]));
+        }
+        match relay {
+            Some(link) => link.send(datagram),
+            None => self.udp.send(datagram),
         }
     }
 
@@ -382,32 +389,28 @@ impl RaceLink {
 
     /// Whether the tunnel is to see a datagram of that path; a first answer decides the race.
     fn hear(&mut self, path: Path, datagram: &[u8]) -> bool {
-        match Kind::of(datagram) {
-            Some(Kind::Response) => {
-                let named = datagram.get(8..12);
-                let ours = |(on, index): &(Path, [u8; 4])| *on == path && Some(&index[..]) == named;
-                if !self.sent.iter().any(ours) {
-                    return false;
-                }
-                let now = Instant::now();
-                let is_banned = path == Path::Udp && self.banned.is_some_and(|until| now < until);
-                // While the relay is not there a bad UDP is the best there is.
-                if is_banned && matches!(self.relay, Relay::Open(_)) {
-                    return false;
-                }
-                if self.decided && path != self.active && path == Path::Relay {
-                    return false;
-                }
-                self.decide(now, path);
-                true
-            }
-            // Before the answer of another path, so this one is alive.
-            Some(Kind::Data) if !self.decided && path == self.active => {
-                self.decide(Instant::now(), path);
-                true
-            }
-            _ => true,
+        let kind = Kind::of(datagram);
+        let is_answer = kind == Some(Kind::Response);
+        // Data before an answer on the path that carried it so far: it is alive.
+        let is_life = kind == Some(Kind::Data) && !self.decided && path == self.active;
+        if !is_answer && !is_life {
+            return true;
         }
+        if is_answer {
+            let named = datagram.get(8..12);
+            let ours = |(on, index): &(Path, [u8; 4])| *on == path && Some(&index[..]) == named;
+            let lost = self.decided && self.active == Path::Udp && path == Path::Relay;
+            if lost || !self.sent.iter().any(ours) {
+                return false;
+            }
+        }
+        let now = Instant::now();
+        if path == Path::Udp && self.banned.is_some_and(|until| now < until) {
+            // It serves while the relay is not there, and does not keep the relay from coming.
+            return !is_answer || !matches!(self.relay, Relay::Open(_));
+        }
+        self.decide(now, path);
+        true
     }
 
     fn decide(&mut self, now: Instant, path: Path) {

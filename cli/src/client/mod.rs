@@ -3,6 +3,7 @@
 pub(crate) mod apps;
 pub(crate) mod console;
 pub(crate) mod dig;
+pub(crate) mod doctor;
 pub(crate) mod instances;
 pub(crate) mod network;
 pub(crate) mod orgs;

@@ -116,14 +116,138 @@ impl Lease {
     }
 }
 
-/// A tunnel that stands.
-pub(crate) struct Network {
-    /// Whoever leased the peer.
-    pub(crate) api: Arc<Api>,
+/// A key of this process, leased as a peer.
+pub(crate) struct Peer {
+    /// Whoever leased it.
+    pub(crate) api: Api,
     /// The organisation.
     pub(crate) org: String,
-    /// The peer.
+    /// What control said.
     pub(crate) lease: Lease,
+    key: PrivateKey,
+    /// What the relay's certificate is compared with.
+    trust: Trust,
+}
+
+impl Peer {
+    /// Makes a key and leases it.
+    pub(crate) async fn lease(args: &NetworkArgs) -> anyhow::Result<Peer> {
+        let trust = Trust::PemFile(args.data_dir.find()?.certificate());
+        let api = Api::local(&args.data_dir).await?;
+        let org = args.org.choose(&api).await?;
+        let key = PrivateKey::from_bytes(random()?);
+        let lease = lease(&api, &org, &key).await?;
+        Ok(Peer {
+            api,
+            org,
+            lease,
+            key,
+            trust,
+        })
+    }
+
+    /// Starts its tunnel, without waiting for the gateway.
+    pub(crate) async fn start(&self, transport: Transport) -> anyhow::Result<Handle> {
+        let config = tunnel::Config {
+            peer: self.lease.gateway.public_key.parse().map_err(|_| {
+                anyhow!("control named a gateway without a key\nhint: restart `underpass up`")
+            })?,
+            preshared: None,
+            addresses: vec![self.lease.address()?],
+            dns: Some(self.lease.dns),
+            mtu: 1420,
+            keepalive: Some(15),
+            seed: u64::from_ne_bytes(random()?),
+            private_key: self.key.clone(),
+        };
+        carrier::start(config, transport)
+            .await
+            .map_err(|error| explain(&error))
+    }
+
+    /// Where the gateway listens for UDP.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.lease.gateway.endpoint
+    }
+
+    /// The relay.
+    pub(crate) fn relay(&self) -> anyhow::Result<url::Url> {
+        url::Url::parse(&self.lease.relay.url)
+            .context("control named a relay without a URL\nhint: restart `underpass up`")
+    }
+
+    /// UDP alone.
+    pub(crate) async fn udp(&self) -> anyhow::Result<Transport> {
+        let endpoint = lookup(self.endpoint()).await?;
+        Ok(Transport::Udp { endpoint })
+    }
+
+    /// The relay alone.
+    pub(crate) fn websocket(&self) -> anyhow::Result<Transport> {
+        Ok(Transport::WebSocket {
+            url: self.relay()?,
+            token: Some(self.lease.relay.token.clone()),
+            tls: self.tls()?,
+        })
+    }
+
+    /// What the relay's certificate has to pass.
+    pub(crate) fn tls(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        carrier::tls_config(&self.trust).map_err(|error| explain(&error))
+    }
+
+    async fn transport(&self, way: Way) -> anyhow::Result<Transport> {
+        let endpoint = match way {
+            Way::Udp => return self.udp().await,
+            Way::Websockets => return self.websocket(),
+            Way::Auto => lookup(self.endpoint()).await,
+        };
+        // A gateway whose name cannot be resolved here is reached through the relay.
+        let Ok(endpoint) = endpoint else {
+            return self.websocket();
+        };
+        Ok(Transport::Race {
+            endpoint,
+            url: self.relay()?,
+            token: Some(self.lease.relay.token.clone()),
+            tls: self.tls()?,
+        })
+    }
+
+    /// Keeps the lease; `renewed` hears of each new token of the relay. It never ends.
+    pub(crate) async fn keep(&self, renewed: impl Fn(String)) {
+        let mut after = RENEW_EVERY;
+        loop {
+            tokio::time::sleep(after).await;
+            after = match lease(&self.api, &self.org, &self.key).await {
+                Ok(lease) => {
+                    renewed(lease.relay.token);
+                    RENEW_EVERY
+                }
+                Err(error) => {
+                    tracing::warn!("the lease was not renewed: {error:#}");
+                    RENEW_AGAIN
+                }
+            };
+        }
+    }
+
+    /// Gives the lease back.
+    pub(crate) async fn release(&self) {
+        let path = format!("/api/v1/orgs/{}/peers/{}", self.org, self.lease.name);
+        let gone = self
+            .api
+            .call::<serde_json::Value>(Method::DELETE, &path, &());
+        if let Ok(Err(error)) = tokio::time::timeout(RELEASE_LIMIT, gone).await {
+            tracing::debug!("the lease was not given back: {error:#}");
+        }
+    }
+}
+
+/// A tunnel that runs.
+pub(crate) struct Network {
+    /// Whose it is.
+    pub(crate) peer: Arc<Peer>,
     handle: Handle,
     renewal: JoinHandle<()>,
 }
@@ -140,39 +264,24 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 impl Network {
     /// Leases a peer and starts its tunnel, without waiting for the gateway.
     pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
-        let certificate = args.data_dir.find()?.certificate();
-        let api = Arc::new(Api::local(&args.data_dir).await?);
-        let org = args.org.choose(&api).await?;
-        let mut random = zeroize::Zeroizing::new([0; 40]);
-        getrandom::fill(random.as_mut_slice()).context("no randomness")?;
-        let (secret, seed) = random.split_at(32);
-        let key = PrivateKey::from_bytes(secret.try_into()?);
-        let lease = lease(&api, &org, &key).await?;
-        let config = tunnel::Config {
-            peer: lease.gateway.public_key.parse().map_err(|_| {
-                anyhow!("control named a gateway without a key\nhint: restart `underpass up`")
-            })?,
-            preshared: None,
-            addresses: vec![lease.address()?],
-            dns: Some(lease.dns),
-            mtu: 1420,
-            keepalive: Some(15),
-            seed: u64::from_ne_bytes(seed.try_into()?),
-            private_key: key.clone(),
+        let peer = Arc::new(Box::pin(Peer::lease(args)).await?);
+        let started = async {
+            let transport = peer.transport(args.way()).await?;
+            Box::pin(peer.start(transport)).await
         };
-        let transport = transport(&lease, args.way(), &certificate).await?;
-        let handle = match carrier::start(config, transport).await {
+        let handle = match started.await {
             Ok(handle) => handle,
             Err(error) => {
-                release(&api, &org, &lease.name).await;
-                return Err(explain(&error));
+                peer.release().await;
+                return Err(error);
             }
         };
-        let renewal = tokio::spawn(renew(Arc::clone(&api), org.clone(), key, handle.clone()));
+        let renewal = tokio::spawn({
+            let (peer, handle) = (Arc::clone(&peer), handle.clone());
+            async move { peer.keep(|token| handle.set_token(Some(token))).await }
+        });
         Ok(Network {
-            api,
-            org,
-            lease,
+            peer,
             handle,
             renewal,
         })
@@ -202,7 +311,7 @@ impl Network {
     pub(crate) async fn close(self) {
         self.renewal.abort();
         self.handle.close().await;
-        release(&self.api, &self.org, &self.lease.name).await;
+        self.peer.release().await;
     }
 }
 
@@ -262,61 +371,13 @@ async fn lease(api: &Api, org: &str, key: &PrivateKey) -> anyhow::Result<Lease> 
     api.call(Method::POST, &path, &body).await
 }
 
-async fn release(api: &Api, org: &str, name: &str) {
-    let path = format!("/api/v1/orgs/{org}/peers/{name}");
-    let gone = api.call::<serde_json::Value>(Method::DELETE, &path, &());
-    if let Ok(Err(error)) = tokio::time::timeout(RELEASE_LIMIT, gone).await {
-        tracing::debug!("the lease was not given back: {error:#}");
-    }
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("no randomness")?;
+    Ok(bytes)
 }
 
-async fn renew(api: Arc<Api>, org: String, key: PrivateKey, handle: Handle) {
-    let mut after = RENEW_EVERY;
-    loop {
-        tokio::time::sleep(after).await;
-        after = match lease(&api, &org, &key).await {
-            Ok(lease) => {
-                handle.set_token(Some(lease.relay.token));
-                RENEW_EVERY
-            }
-            Err(error) => {
-                tracing::warn!("the lease was not renewed: {error:#}");
-                RENEW_AGAIN
-            }
-        };
-    }
-}
-
-async fn transport(
-    lease: &Lease,
-    way: Way,
-    certificate: &std::path::Path,
-) -> anyhow::Result<Transport> {
-    let endpoint = match way {
-        Way::Websockets => Err(anyhow!("UDP is not wanted")),
-        Way::Auto | Way::Udp => endpoint(&lease.gateway.endpoint).await,
-    };
-    if way == Way::Udp {
-        return endpoint.map(|endpoint| Transport::Udp { endpoint });
-    }
-    let url = url::Url::parse(&lease.relay.url)
-        .context("control named a relay without a URL\nhint: restart `underpass up`")?;
-    let token = Some(lease.relay.token.clone());
-    let trust = Trust::PemFile(certificate.to_owned());
-    let tls = carrier::tls_config(&trust).map_err(|error| explain(&error))?;
-    Ok(match endpoint {
-        Ok(endpoint) => Transport::Race {
-            endpoint,
-            url,
-            token,
-            tls,
-        },
-        // A gateway whose name cannot be resolved here is reached through the relay.
-        Err(_) => Transport::WebSocket { url, token, tls },
-    })
-}
-
-async fn endpoint(text: &str) -> anyhow::Result<SocketAddr> {
+pub(crate) async fn lookup(text: &str) -> anyhow::Result<SocketAddr> {
     let found = tokio::net::lookup_host(text).await;
     match found.map(|mut addresses| addresses.next()) {
         Ok(Some(address)) => Ok(address),

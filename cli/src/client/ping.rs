@@ -65,7 +65,11 @@ async fn within(args: &Args, network: &Network) -> anyhow::Result<u32> {
                 answered += 1;
                 let ms = rtt.as_secs_f64() * 1e3;
                 if json {
-                    println!("{}", json!({ "seq": number, "address": address, "ms": ms }));
+                    let way = network.carrier().transport();
+                    println!(
+                        "{}",
+                        json!({ "seq": number, "address": address, "ms": ms, "transport": way })
+                    );
                 } else {
                     println!("from {address}: seq={number} time={ms:.2} ms");
                 }

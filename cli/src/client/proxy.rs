@@ -85,7 +85,11 @@ async fn within(
     let host = match host {
         Some(host) => host,
         None if args.socks.is_some() => String::new(),
-        None => args.target.choose(&network.api, &network.org).await?,
+        None => {
+            args.target
+                .choose(&network.peer.api, &network.peer.org)
+                .await?
+        }
     };
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut serving = JoinSet::new();

@@ -21,7 +21,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tunnel::Class;
 
 use crate::client::{
-    network::{self, Network},
+    network::{self, Network, Peer},
     ssh::{Certified, fresh_key, target},
     terminal::{self, RawMode, ended_by_signal, exit_code_of_signal},
 };
@@ -72,7 +72,10 @@ async fn session(args: &Args) -> anyhow::Result<u8> {
 }
 
 async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
-    let host = args.target.choose(&network.api, &network.org).await?;
+    let host = args
+        .target
+        .choose(&network.peer.api, &network.peer.org)
+        .await?;
     let session = Box::pin(log_in(network, &host, &args.user, class(args))).await?;
     if !args.quiet && io::stderr().is_terminal() {
         let way = network.carrier().transport();
@@ -135,12 +138,23 @@ pub(super) async fn log_in(
     user: &str,
     class: Class,
 ) -> anyhow::Result<Session> {
-    let (_, identity) = tokio::try_join!(network.ready(), certify(network, user))?;
+    let (_, identity) = tokio::try_join!(network.ready(), certify(&network.peer, user))?;
     let stream = network.connect(host, SSH_PORT, class).await;
     let stream = stream.map_err(|error| network::explain_at(host, &error))?;
+    log_in_over(&network.peer, stream, host, user, identity).await
+}
+
+/// The same over a connection that stands.
+pub(crate) async fn log_in_over(
+    peer: &Peer,
+    stream: carrier::TcpStream,
+    host: &str,
+    user: &str,
+    identity: Identity,
+) -> anyhow::Result<Session> {
     let policy = HostPolicy::Certificate {
         dialled: ssh::Dialled::parse(host),
-        authorities: network.lease.host_cas()?,
+        authorities: peer.lease.host_cas()?,
     };
     let options = Options {
         keepalive: Some(KEEPALIVE),
@@ -153,15 +167,16 @@ pub(super) async fn log_in(
 
 const SSH_PORT: u16 = 22;
 
-async fn certify(network: &Network, user: &str) -> anyhow::Result<Identity> {
+/// A fresh key and a certificate for it that this peer alone can use.
+pub(crate) async fn certify(peer: &Peer, user: &str) -> anyhow::Result<Identity> {
     let key = fresh_key("underpass")?;
     let body = json!({
         "public_key": key.public_key().to_openssh()?,
-        "peer": network.lease.address()?,
+        "peer": peer.lease.address()?,
         "principals": [user],
     });
-    let path = format!("/api/v1/orgs/{}/ssh/certificates", network.org);
-    let certified: Certified = network.api.call(Method::POST, &path, &body).await?;
+    let path = format!("/api/v1/orgs/{}/ssh/certificates", peer.org);
+    let certified: Certified = peer.api.call(Method::POST, &path, &body).await?;
     let certificate = Certificate::from_openssh(certified.certificate.trim());
     Ok(Identity {
         certificate: certificate.context("control made a certificate that cannot be read")?,
