@@ -126,11 +126,26 @@ impl World {
     /// # Errors
     /// When one does not get through.
     pub fn new(server: &Server, gateway: UdpSocket, flows: usize) -> anyhow::Result<World> {
+        let world = World {
+            pid: server.pid(),
+            gateway,
+            flows: Vec::new(),
+            buffer: vec![0; 65_536],
+            epoch: Instant::now(),
+        };
+        world.join(server, flows)
+    }
+
+    /// Connects so many clients more.
+    ///
+    /// # Errors
+    /// When one does not get through.
+    pub fn join(mut self, server: &Server, flows: usize) -> anyhow::Result<World> {
         let tls = tls(&server.certificate)?;
+        let (gateway, mut buffer) = (&self.gateway, vec![0; 65_536]);
         gateway.set_nonblocking(false)?;
         gateway.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let mut buffer = vec![0; 65_536];
-        while gateway_is_full(&gateway, &mut buffer)? {}
+        while gateway_is_full(gateway, &mut buffer)? {}
         let flows: anyhow::Result<Vec<Flow>> = (0..flows)
             .map(|_| {
                 let client = Client::open(server.address, &tls, server.side)?;
@@ -141,18 +156,8 @@ impl World {
             })
             .collect();
         gateway.set_nonblocking(true)?;
-        Ok(World {
-            pid: server.pid(),
-            gateway,
-            flows: flows?,
-            buffer,
-            epoch: Instant::now(),
-        })
-    }
-
-    /// The gateway's socket again, for the next world.
-    pub fn into_gateway(self) -> UdpSocket {
-        self.gateway
+        self.flows.extend(flows?);
+        Ok(self)
     }
 
     /// Runs one measurement.

@@ -178,6 +178,11 @@ impl Decoder {
         }
     }
 
+    /// The bytes that it holds memory for.
+    pub fn memory(&self) -> usize {
+        self.payload.capacity() + self.control.capacity()
+    }
+
     /// Whether the bytes so far end between two messages.
     pub fn is_between_messages(&self) -> bool {
         self.header_length == 0 && self.frame.is_none() && self.message.is_none()

@@ -2,16 +2,20 @@
 //! delay, the highest rate. One line of JSON per measurement on stdout with `--json`, a table on
 //! stderr.
 //!
-//! `--full` takes longer runs. What is printed is the median of three runs.
+//! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
+//! begins so; `--idle 1000` measures the memory of so many clients. What is printed is the median
+//! of three runs.
 
-use std::time::Duration;
+#![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
-use anyhow::bail;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
 use serde_json::json;
 use underpass_bench::{
-    LOAD_CORE,
+    LOAD_CORE, cpu_nanos,
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
-    pin,
+    pin, resident,
     server::{self, Side},
 };
 
@@ -27,14 +31,19 @@ fn main() -> anyhow::Result<()> {
     if let ["--serve", side, gateway] = words[..] {
         return server::run(side, gateway);
     }
-    let (mut json, mut full, mut only) = (false, false, None);
-    for word in &words {
+    let (mut json, mut full, mut only, mut prefix) = (false, false, None, "");
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
         match *word {
             "--json" => json = true,
             "--full" => full = true,
+            "--only" => prefix = rest.next().context("--only takes a name")?,
+            "--idle" => return idle(rest.next().context("--idle takes a number")?.parse()?, json),
             "--relay" => only = Some(Side::Relay),
             "--baseline" => only = Some(Side::Baseline),
-            other => bail!("unknown argument {other}\nhint: --json, --full, --relay, --baseline"),
+            other => bail!(
+                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle"
+            ),
         }
     }
     pin(LOAD_CORE)?;
@@ -78,6 +87,15 @@ fn main() -> anyhow::Result<()> {
                 rate,
                 time,
             };
+            let name = format!(
+                "{}/{}/{}/{rate}/{flows}",
+                direction.name(),
+                load.name(),
+                sender.name()
+            );
+            if !name.starts_with(prefix) {
+                continue;
+            }
             for side in sides {
                 out.line(*side, plan, flows, load.name(), median(*side, flows, plan)?);
             }
@@ -85,6 +103,10 @@ fn main() -> anyhow::Result<()> {
         for sender in [Plain, Gso] {
             // A client's side sends to TCP: there is one kind of it.
             if direction == Up && sender == Gso {
+                continue;
+            }
+            let name = format!("{}/saturation/{}", direction.name(), sender.name());
+            if !name.starts_with(prefix) {
                 continue;
             }
             for side in sides {
@@ -157,6 +179,46 @@ fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
         best = median_in(&mut world, Plan { rate: 10e3, ..plan })?;
     }
     Ok(best)
+}
+
+/// The memory of clients that wait, after the handshake and after traffic, and what a connection
+/// costs.
+fn idle(count: usize, json: bool) -> anyhow::Result<()> {
+    pin(LOAD_CORE)?;
+    for side in [Side::Relay, Side::Baseline] {
+        // The first client pays for what all share.
+        let (server, world) = open(side, 1)?;
+        let before = (resident(server.pid())?, cpu_nanos(server.pid())?);
+        let start = Instant::now();
+        let mut world = world.join(&server, count)?;
+        let took = start.elapsed().as_secs_f64();
+        let cpu = cpu_nanos(server.pid())? - before.1;
+        let fresh = resident(server.pid())?;
+        for direction in [Direction::Up, Direction::Down] {
+            world.run(Plan {
+                direction,
+                load: Load::Paced,
+                sender: Sender::Plain,
+                rate: 20e3,
+                time: Duration::from_secs(2),
+            })?;
+        }
+        let used = resident(server.pid())?;
+        let kib = |bytes: u64| bytes.saturating_sub(before.0) as f64 / 1024.0 / count as f64;
+        let line = json!({
+            "side": side.name(),
+            "idle_clients": count,
+            "kib_per_client_after_handshake": kib(fresh),
+            "kib_per_client_after_traffic": kib(used),
+            "connects_per_second": count as f64 / took,
+            "cpu_us_per_connect": cpu as f64 / 1e3 / count as f64,
+        });
+        if json {
+            println!("{line}");
+        }
+        eprintln!("{line:#}");
+    }
+    Ok(())
 }
 
 struct Out {
