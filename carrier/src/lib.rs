@@ -6,6 +6,7 @@
 //! This crate knows no SSH and no zone.
 
 mod clock;
+mod datagrams;
 mod driver;
 mod error;
 mod handle;
@@ -18,6 +19,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use url::Url;
 
+pub use datagrams::Datagrams;
 pub use error::{CarrierError, Step};
 pub use handle::{Event, Handle, UdpSocket};
 pub use stats::{Drop as DropReason, LinkStats, Stats};

@@ -61,6 +61,14 @@ enum Command {
     /// Ask a host inside the network whether it is there
     #[command(after_help = "Example:\n  underpass ping -c 3 web.internal")]
     Ping(client::ping::Args),
+    /// Carry a stock WireGuard client's UDP through the relay
+    ///
+    /// Any WireGuard client of this machine that has a peer here (`underpass wireguard create`)
+    /// uses the port as its Endpoint. Needs no root; keys and packets stay with the client.
+    #[command(
+        after_help = "Examples:\n  underpass bridge --listen 127.0.0.1:51821\n  wg set wg0 peer GATEWAY_KEY endpoint 127.0.0.1:51821\n  underpass bridge --systemd > /etc/systemd/system/underpass-bridge.service"
+    )]
+    Bridge(client::bridge::Args),
     /// Say of each layer between here and an instance whether it works
     ///
     /// Ends with 0 when a shell can be had, by whichever way.
@@ -87,6 +95,7 @@ async fn main() -> ExitCode {
         Command::Wireguard(command) => client::wireguard::run(command).await,
         Command::Dig(args) => client::dig::run(args).await,
         Command::Ping(args) => return ended(client::ping::run(args).await),
+        Command::Bridge(args) => return ended(client::bridge::run(args).await),
         Command::Doctor(args) => return ended(client::doctor::run(args).await),
         Command::Stdio(args) => return ended(client::stdio::run(args).await),
         Command::Proxy(args) => return ended(client::proxy::run(args).await),

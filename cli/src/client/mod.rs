@@ -1,6 +1,7 @@
 //! The commands that speak to a running system.
 
 pub(crate) mod apps;
+pub(crate) mod bridge;
 pub(crate) mod console;
 pub(crate) mod dig;
 pub(crate) mod doctor;

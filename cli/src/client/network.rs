@@ -131,10 +131,10 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Makes a key and leases it.
-    pub(crate) async fn lease(args: &NetworkArgs) -> anyhow::Result<Peer> {
-        let trust = Trust::PemFile(args.data_dir.find()?.certificate());
-        let api = Api::local(&args.data_dir).await?;
-        let org = args.org.choose(&api).await?;
+    pub(crate) async fn lease(data_dir: &DataDirArg, org: &OrgArg) -> anyhow::Result<Peer> {
+        let trust = Trust::PemFile(data_dir.find()?.certificate());
+        let api = Api::local(data_dir).await?;
+        let org = org.choose(&api).await?;
         let key = PrivateKey::from_bytes(random()?);
         let lease = lease(&api, &org, &key).await?;
         Ok(Peer {
@@ -176,6 +176,11 @@ impl Peer {
             .context("control named a relay without a URL\nhint: restart `underpass up`")
     }
 
+    /// What opens the relay.
+    pub(crate) fn token(&self) -> String {
+        self.lease.relay.token.clone()
+    }
+
     /// UDP alone.
     pub(crate) async fn udp(&self) -> anyhow::Result<Transport> {
         let endpoint = lookup(self.endpoint()).await?;
@@ -186,7 +191,7 @@ impl Peer {
     pub(crate) fn websocket(&self) -> anyhow::Result<Transport> {
         Ok(Transport::WebSocket {
             url: self.relay()?,
-            token: Some(self.lease.relay.token.clone()),
+            token: Some(self.token()),
             tls: self.tls()?,
         })
     }
@@ -209,7 +214,7 @@ impl Peer {
         Ok(Transport::Race {
             endpoint,
             url: self.relay()?,
-            token: Some(self.lease.relay.token.clone()),
+            token: Some(self.token()),
             tls: self.tls()?,
         })
     }
@@ -264,7 +269,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 impl Network {
     /// Leases a peer and starts its tunnel, without waiting for the gateway.
     pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
-        let peer = Arc::new(Box::pin(Peer::lease(args)).await?);
+        let peer = Arc::new(Box::pin(Peer::lease(&args.data_dir, &args.org)).await?);
         let started = async {
             let transport = peer.transport(args.way()).await?;
             Box::pin(peer.start(transport)).await

@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod console;
+mod sftp;
 pub(crate) mod target;
 
 use std::{
@@ -34,6 +35,9 @@ pub(crate) enum Command {
         after_help = "Examples:\n  underpass ssh console -a web\n  underpass ssh console -a web -r lhr -C 'uptime'\n  underpass ssh console -a web -s\n  tar c . | underpass ssh console -a web -C 'tar x -C /srv'"
     )]
     Console(console::Args),
+    /// Copy files to and from an instance
+    #[command(subcommand)]
+    Sftp(sftp::Command),
     /// Make a key and have it certified, for stock OpenSSH
     ///
     /// Writes PATH (mode 0600), PATH-cert.pub, and PATH-known_hosts, which lets ssh verify every
@@ -86,6 +90,7 @@ pub(crate) struct Certified {
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Console(args) => Ok(console::run(args).await),
+        Command::Sftp(command) => sftp::run(command).await,
         Command::Config(args) => config::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Issue(issue) => self::issue(issue).await.map(|()| ExitCode::SUCCESS),
     }
