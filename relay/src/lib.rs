@@ -22,6 +22,7 @@ pub mod serve;
 mod session;
 mod slots;
 pub mod tls;
+mod tls_stream;
 mod token;
 mod udp;
 

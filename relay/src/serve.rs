@@ -25,14 +25,13 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
     counters::{Counter, Counters},
-    pool::Pooled,
     slots::{NoSlot, Slot, Slots},
+    tls_stream::TlsStream,
 };
 
 /// Bounds on what connects.
@@ -93,7 +92,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let server = Arc::new(Server {
-        acceptor: TlsAcceptor::from(tls),
+        tls,
         app,
         limits,
         counters,
@@ -147,7 +146,7 @@ pub async fn serve(
 }
 
 struct Server {
-    acceptor: TlsAcceptor,
+    tls: Arc<ServerConfig>,
     app: Router,
     limits: AcceptLimits,
     counters: Arc<Counters>,
@@ -216,7 +215,7 @@ impl Server {
     }
 
     /// TLS; none when it failed, which is counted here.
-    async fn handshake(&self, mut tcp: TcpStream) -> Option<TlsStream<Pooled>> {
+    async fn handshake(&self, mut tcp: TcpStream) -> Option<TlsStream> {
         let mut first = [0; 1];
         // A TLS record begins with 22, a cleartext request with a letter.
         if matches!(tcp.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
@@ -229,7 +228,7 @@ impl Server {
             let _ = tcp.try_read(&mut sink);
             return None;
         }
-        match self.acceptor.accept(Pooled::new(tcp)).await {
+        match TlsStream::accept(tcp, self.tls.clone()).await {
             Ok(tls) => Some(tls),
             Err(error) => {
                 self.counters.count(Counter::TlsFailed);
@@ -249,7 +248,7 @@ const CLEARTEXT_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
 
 /// A connection that holds its slot until its socket is closed.
 struct Held {
-    tls: TlsStream<Pooled>,
+    tls: TlsStream,
     _slot: Slot,
 }
 
@@ -270,18 +269,6 @@ impl AsyncWrite for Held {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.tls).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -64,9 +64,13 @@ impl Udp {
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         let _ = SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER);
         socket.connect(gateway)?;
+        Udp::over(socket)
+    }
+
+    fn over(socket: UdpSocket) -> io::Result<Udp> {
         #[expect(
             deprecated,
-            reason = "sound here: a socket of std owns its descriptor, and its successor is unsafe"
+            reason = "sound here: a socket of std owns its descriptor, and the successor is unsafe"
         )]
         let socket = AsyncFd::with_interest(socket, Interest::READABLE)?;
         Ok(Udp {
@@ -240,4 +244,88 @@ pub(crate) fn is_unreachable(error: &io::Error) -> bool {
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::NetworkDown
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn sizes(batch: &Batch) -> Vec<usize> {
+        batch.datagrams().map(<[u8]>::len).collect()
+    }
+
+    #[test]
+    fn a_batch_is_of_one_size_and_an_end() {
+        let mut batch = Batch::new(Vec::new());
+        assert!(batch.push(&[1; 100]) && batch.push(&[2; 100]));
+        assert!(!batch.push(&[3; 101]), "larger");
+        assert!(batch.push(&[3; 40]), "the end");
+        assert!(
+            !batch.push(&[4; 40]) && !batch.push(&[4; 100]),
+            "nothing after"
+        );
+        assert_eq!((sizes(&batch), batch.len()), (vec![100, 100, 40], 3));
+        batch.clear();
+        let fits = (0..100).take_while(|_| batch.push(&[1; 2048])).count();
+        assert_eq!(fits, MAX_PAYLOAD / 2048);
+        batch.clear();
+        let fits = (0..100).take_while(|_| batch.push(&[1; 32])).count();
+        assert_eq!(fits, MAX_SEGMENTS);
+    }
+
+    /// Batches leave as they are, and arrive whole, from peers that coalesce and from others.
+    #[tokio::test]
+    async fn batches_pass_both_ways() {
+        let gateway = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let timeout = Some(std::time::Duration::from_secs(5));
+        gateway.set_read_timeout(timeout).unwrap();
+        let mut udp = Udp::open(gateway.local_addr().unwrap()).unwrap();
+        let mut batch = Batch::new(Vec::new());
+        for mark in 0..30 {
+            assert!(batch.push(&[mark; 1400]));
+        }
+        assert!(batch.push(&[30; 7]));
+        assert!(matches!(udp.send(&batch, 0), Sent::All) && udp.has_gso());
+        assert!(matches!(udp.send(&batch, 29), Sent::All));
+        let mut buffer = [0; 2048];
+        let mut client = None;
+        for mark in (0..31).chain([29, 30]) {
+            let (length, from) = gateway.recv_from(&mut buffer).unwrap();
+            assert_eq!(
+                (length, buffer[0]),
+                (if mark == 30 { 7 } else { 1400 }, mark)
+            );
+            client = Some(from);
+        }
+
+        let client = client.unwrap();
+        let mut got = Vec::new();
+        // Plain, then coalesced into the same slots, and plain again; an empty one among them.
+        gateway.connect(client).unwrap();
+        gateway.set_nonblocking(true).unwrap();
+        let mut peer = Udp::over(gateway).unwrap();
+        for round in 0..3 {
+            peer.gso_below = if round == 1 { usize::MAX } else { 0 };
+            assert!(matches!(peer.send(&batch, 0), Sent::All));
+            peer.socket.get_ref().send(&[]).unwrap();
+            while got.len() < 32 * (round + 1) {
+                let mut take = |bytes: &[u8], size: usize| {
+                    if bytes.is_empty() {
+                        got.push((0, 0));
+                    }
+                    got.extend(bytes.chunks(size).map(|it| (it[0], it.len())));
+                };
+                poll_fn(|context| udp.poll_receive(context, &mut take))
+                    .await
+                    .unwrap();
+            }
+        }
+        let one: Vec<(u8, usize)> = (0..30)
+            .map(|mark| (mark, 1400))
+            .chain([(30, 7), (0, 0)])
+            .collect();
+        assert_eq!(got, [&one[..], &one, &one].concat());
+    }
 }

@@ -1,0 +1,465 @@
+//! A TLS connection that holds no buffer while it waits: rustls without its own buffers, over
+//! those that a thread's sessions share. What it keeps is a record that has arrived in part, and
+//! what the kernel has not taken.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use rustls::{
+    ServerConfig,
+    server::UnbufferedServerConnection,
+    unbuffered::{ConnectionState, UnbufferedStatus},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::pool;
+
+/// What is encrypted at once; with what TLS adds it fits a pooled buffer.
+const WRITE: usize = 64 * 1024;
+
+/// A server's end of a connection, over TCP.
+pub(crate) struct TlsStream {
+    tcp: TcpStream,
+    tls: UnbufferedServerConnection,
+    /// The beginning of a record, as it arrived.
+    incoming: Vec<u8>,
+    /// Decrypted, and not asked for yet.
+    plain: Waiting,
+    /// Encrypted, and not taken by the kernel yet.
+    outgoing: Waiting,
+    /// The client has said that it sends nothing more.
+    ended: bool,
+    /// We have said so.
+    goodbye: bool,
+}
+
+/// Bytes that wait in a pooled buffer; without bytes there is no buffer.
+#[derive(Default)]
+struct Waiting {
+    buffer: Option<Box<[u8]>>,
+    at: usize,
+    end: usize,
+}
+
+impl TlsStream {
+    /// Shakes hands.
+    pub(crate) async fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsStream> {
+        let tls = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
+        let mut stream = TlsStream {
+            tcp,
+            tls,
+            incoming: Vec::new(),
+            plain: Waiting::default(),
+            outgoing: Waiting::default(),
+            ended: false,
+            goodbye: false,
+        };
+        poll_fn(|context| stream.poll_handshake(context)).await?;
+        Ok(stream)
+    }
+
+    fn poll_handshake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let sent = self.poll_outgoing(context)?;
+            if !self.tls.is_handshaking() {
+                return sent.map(Ok);
+            }
+            let mut none = [];
+            let received = ready!(self.poll_incoming(context, &mut ReadBuf::new(&mut none)));
+            // The alert that says why, as far as the kernel takes it at once.
+            let _ = self.poll_outgoing(context);
+            received?;
+            if self.ended {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// Reads from the network once and decrypts what is whole: into `to`, and what has no room
+    /// there into `plain`.
+    fn poll_incoming(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut buffer = pool::take_read();
+        let kept = self.incoming.len();
+        buffer[..kept].copy_from_slice(&self.incoming);
+        let mut read = ReadBuf::new(&mut buffer[kept..]);
+        let polled = Pin::new(&mut self.tcp).poll_read(context, &mut read);
+        let length = kept + read.filled().len();
+        let result = match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            // Without a farewell, it was cut off.
+            Poll::Ready(Ok(())) if length == kept => {
+                Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+            }
+            Poll::Ready(Ok(())) => {
+                let processed = self.process(&mut buffer[..length], to);
+                if let Ok(used) = processed {
+                    // Memory for what is there, no more.
+                    self.incoming = buffer[used..length].to_vec();
+                }
+                Poll::Ready(processed.map(|_| ()))
+            }
+        };
+        pool::give_read(buffer);
+        result
+    }
+
+    /// Takes the records that are whole; the number of bytes that were used.
+    fn process(&mut self, bytes: &mut [u8], to: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let mut used = 0;
+        loop {
+            let UnbufferedStatus { mut discard, state } =
+                self.tls.process_tls_records(&mut bytes[used..]);
+            let mut more = true;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(record) = traffic.next_record() {
+                        let record = record.map_err(invalid)?;
+                        discard += record.discard;
+                        let room = to.remaining().min(record.payload.len());
+                        // What came first goes first.
+                        let room = if self.plain.is_empty() { room } else { 0 };
+                        let (now, later) = record.payload.split_at(room);
+                        to.put_slice(now);
+                        if !later.is_empty() {
+                            self.plain.push(later)?;
+                        }
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    self.outgoing
+                        .fill(|room| data.encode(room).map_err(io::Error::other))?;
+                }
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed) => self.ended = true,
+                Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => {
+                    more = false;
+                }
+                Ok(ConnectionState::Closed) => {
+                    self.ended = true;
+                    more = false;
+                }
+                // Early data is not offered.
+                Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
+                Err(error) => {
+                    if let Ok(ConnectionState::EncodeTlsData(mut alert)) =
+                        self.tls.process_tls_records(&mut []).state
+                    {
+                        self.outgoing
+                            .fill(|room| alert.encode(room).map_err(io::Error::other))?;
+                    }
+                    return Err(invalid(error));
+                }
+            }
+            used += discard;
+            if !more {
+                return Ok(used);
+            }
+        }
+    }
+
+    /// Writes what is encrypted; ready when all of it has left.
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let bytes = self.outgoing.bytes();
+            let written = ready!(Pin::new(&mut self.tcp).poll_write(context, bytes))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.take(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Encrypts, or says goodbye when there is nothing to encrypt.
+    fn encrypt(&mut self, bytes: Option<&[u8]>) -> io::Result<()> {
+        loop {
+            let UnbufferedStatus { discard, state } =
+                self.tls.process_tls_records(&mut self.incoming);
+            let mut done = false;
+            match state.map_err(invalid)? {
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    self.outgoing.fill(|room| {
+                        match bytes {
+                            Some(bytes) => traffic.encrypt(bytes, room),
+                            None => traffic.queue_close_notify(room),
+                        }
+                        .map_err(io::Error::other)
+                    })?;
+                    done = true;
+                }
+                ConnectionState::EncodeTlsData(mut data) => {
+                    self.outgoing
+                        .fill(|room| data.encode(room).map_err(io::Error::other))?;
+                }
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::PeerClosed => self.ended = true,
+                _ => return Err(io::ErrorKind::NotConnected.into()),
+            }
+            self.incoming.drain(..discard);
+            if done {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        loop {
+            if !self.plain.is_empty() {
+                let bytes = self.plain.bytes();
+                let length = bytes.len().min(buffer.remaining());
+                buffer.put_slice(&bytes[..length]);
+                self.plain.take(length);
+            }
+            if buffer.filled().len() > before || self.ended || buffer.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_incoming(context, buffer))?;
+            // A new key, for example, is answered; the rest goes with what is written next.
+            if !self.outgoing.is_empty() {
+                let _ = self.poll_outgoing(context)?;
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_outgoing(context))?;
+        let length = bytes.len().min(WRITE);
+        if length > 0 {
+            self.encrypt(Some(&bytes[..length]))?;
+        }
+        // These bytes are taken, whether the kernel has room or not.
+        let _ = self.poll_outgoing(context)?;
+        Poll::Ready(Ok(length))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_outgoing(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_outgoing(context))?;
+        if !self.goodbye {
+            self.goodbye = true;
+            self.encrypt(None)?;
+            ready!(self.poll_outgoing(context))?;
+        }
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.at == self.end
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer
+            .as_ref()
+            .map_or(&[], |buffer| &buffer[self.at..self.end])
+    }
+
+    /// Appends what `write` writes into the room that is left.
+    fn fill(&mut self, write: impl FnOnce(&mut [u8]) -> io::Result<usize>) -> io::Result<()> {
+        let buffer = self.buffer.get_or_insert_with(pool::take_read);
+        let length = write(&mut buffer[self.end..])?;
+        self.end += length;
+        Ok(())
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.fill(|room| {
+            let room = room
+                .get_mut(..bytes.len())
+                .ok_or(io::ErrorKind::OutOfMemory)?;
+            room.copy_from_slice(bytes);
+            Ok(bytes.len())
+        })
+    }
+
+    fn take(&mut self, length: usize) {
+        self.at += length;
+        if self.is_empty() {
+            (self.at, self.end) = (0, 0);
+            if let Some(buffer) = self.buffer.take() {
+                pool::give_read(buffer);
+            }
+        }
+    }
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+    use rustls_pki_types::ServerName;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, split},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::tls::{Certificate, preferred_provider};
+
+    type Client = tokio_rustls::client::TlsStream<TcpStream>;
+
+    async fn pair(version: &'static SupportedProtocolVersion) -> (TlsStream, Client) {
+        let data = tempfile::tempdir().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a certificate of today")]
+        let now = std::time::SystemTime::now();
+        let certificate = Certificate::load_or_make(data.path(), &[], now).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.leaf().unwrap().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            TlsStream::accept(tcp, certificate.server_config().unwrap())
+                .await
+                .unwrap()
+        };
+        let client = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            TlsConnector::from(Arc::new(client))
+                .connect(name, tcp)
+                .await
+                .unwrap()
+        };
+        tokio::join!(server, client)
+    }
+
+    fn bytes(length: usize) -> Vec<u8> {
+        (0..length).map(|n| (n * 31 / 7) as u8).collect()
+    }
+
+    /// Both ways at once, more than any buffer on the way holds, then a farewell.
+    #[tokio::test]
+    async fn bytes_pass_both_ways() {
+        for version in [&version::TLS12, &version::TLS13] {
+            let (server, client) = pair(version).await;
+            let (mut from_client, mut to_client) = split(server);
+            let (mut from_server, mut to_server) = split(client);
+            let all = bytes(3_000_000);
+            let up = async {
+                for chunk in all.chunks(70_001) {
+                    to_server.write_all(chunk).await.unwrap();
+                }
+                to_server.shutdown().await.unwrap();
+            };
+            let down = async {
+                for chunk in all.chunks(99_999) {
+                    to_client.write_all(chunk).await.unwrap();
+                }
+                to_client.shutdown().await.unwrap();
+            };
+            // In pieces that fit nothing.
+            let at_server = async {
+                let mut got = Vec::new();
+                let mut piece = [0; 1013];
+                loop {
+                    let length = from_client.read(&mut piece).await.unwrap();
+                    if length == 0 {
+                        break got;
+                    }
+                    got.extend_from_slice(&piece[..length]);
+                }
+            };
+            let at_client = async {
+                let mut got = Vec::new();
+                from_server.read_to_end(&mut got).await.unwrap();
+                got
+            };
+            let ((), (), at_server, at_client) = tokio::join!(up, down, at_server, at_client);
+            assert!(at_server == all && at_client == all, "{version:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn small_and_byte_by_byte() {
+        let (mut server, mut client) = pair(&version::TLS13).await;
+        for n in 0..50u8 {
+            client.write_all(&[n]).await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(server.read_u8().await.unwrap(), n);
+            server.write_all(&[n]).await.unwrap();
+            server.flush().await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), n);
+            // Nothing waits, and nothing is held.
+            assert_eq!(server.incoming.capacity(), 0);
+            assert!(server.plain.buffer.is_none() && server.outgoing.buffer.is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn new_keys_are_answered() {
+        let (mut server, mut client) = pair(&version::TLS13).await;
+        for n in 0..3u8 {
+            client.get_mut().1.refresh_traffic_keys().unwrap();
+            client.write_all(&[n]).await.unwrap();
+            client.flush().await.unwrap();
+            assert_eq!(server.read_u8().await.unwrap(), n);
+            server.write_all(&[n]).await.unwrap();
+            server.flush().await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), n);
+        }
+    }
+
+    /// A connection that is cut is no end, and bytes that are no TLS are none either.
+    #[tokio::test]
+    async fn what_is_cut_or_garbled_is_an_error() {
+        let (mut server, client) = pair(&version::TLS13).await;
+        let (tcp, _) = client.into_inner();
+        drop(tcp);
+        let error = server.read_u8().await.unwrap_err();
+        assert!(
+            matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+            ),
+            "{error}"
+        );
+
+        let (mut server, client) = pair(&version::TLS13).await;
+        let (mut tcp, _) = client.into_inner();
+        tcp.write_all(&[&[23, 3, 3, 0, 40][..], &[7; 40]].concat())
+            .await
+            .unwrap();
+        let error = server.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+}
