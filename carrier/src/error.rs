@@ -38,6 +38,22 @@ pub enum CarrierError {
         /// What the operating system said.
         reason: String,
     },
+    /// The HTTP proxy of the environment cannot be used.
+    #[error("HTTPS_PROXY cannot be used: {reason}")]
+    ProxyUnusable {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The HTTP proxy opens no way to the relay.
+    #[error("the HTTP proxy {proxy} opens no way to the relay: {message}{}", if *status == 0 { String::new() } else { format!(" ({status})") })]
+    ProxyRefused {
+        /// Its host and port.
+        proxy: String,
+        /// HTTP status, 0 where it gave none.
+        status: u16,
+        /// Its own words, or what it did.
+        message: String,
+    },
     /// A step on the way to the relay took too long.
     #[error("{step} took longer than {} s", limit.as_secs())]
     RelayTimedOut {
@@ -153,6 +169,8 @@ pub enum Step {
     Dns,
     /// Opening the TCP connection.
     Tcp,
+    /// Asking the HTTP proxy for a way.
+    Proxy,
     /// Agreeing on TLS.
     Tls,
     /// Asking for the WebSocket.
@@ -164,6 +182,7 @@ impl fmt::Display for Step {
         f.write_str(match self {
             Step::Dns => "looking up the relay's name",
             Step::Tcp => "connecting to the relay by TCP",
+            Step::Proxy => "asking the HTTP proxy for a way to the relay",
             Step::Tls => "the TLS handshake with the relay",
             Step::Upgrade => "opening the WebSocket",
         })
@@ -181,9 +200,13 @@ impl CarrierError {
             CarrierError::RelayTimedOut { step, .. } => match step {
                 Step::Dns => "relay_dns_timed_out",
                 Step::Tcp => "relay_tcp_timed_out",
+                Step::Proxy => "proxy_timed_out",
                 Step::Tls => "relay_tls_timed_out",
                 Step::Upgrade => "relay_upgrade_timed_out",
             },
+            CarrierError::ProxyUnusable { .. } => "proxy_unusable",
+            CarrierError::ProxyRefused { status: 407, .. } => "proxy_login",
+            CarrierError::ProxyRefused { .. } => "proxy_refused",
             CarrierError::TlsUntrusted { .. } => "tls_untrusted",
             CarrierError::TlsFailed { .. } => "tls_failed",
             CarrierError::TlsSettings { .. } => "tls_settings_invalid",
@@ -224,6 +247,15 @@ impl CarrierError {
             CarrierError::RelayTimedOut { .. } => {
                 "something accepts connections for the relay and does not answer: check the relay, \
                  and any proxy in between"
+            }
+            CarrierError::ProxyUnusable { .. } => {
+                "give a URL like http://proxy.example:3128, or unset HTTPS_PROXY"
+            }
+            CarrierError::ProxyRefused { status: 407, .. } => {
+                "give the proxy's login: HTTPS_PROXY=http://name:password@proxy.example:3128"
+            }
+            CarrierError::ProxyRefused { .. } => {
+                "ask whoever runs the proxy to allow the relay's host, or name the relay in NO_PROXY"
             }
             CarrierError::TlsUntrusted { .. } => {
                 "name the relay's certificate as a trusted root or pin its fingerprint; if you did, \
@@ -282,6 +314,7 @@ impl CarrierError {
     pub fn is_permanent(&self) -> bool {
         match self {
             CarrierError::RelayUrl { .. }
+            | CarrierError::ProxyUnusable { .. }
             | CarrierError::TlsUntrusted { .. }
             | CarrierError::TlsSettings { .. }
             | CarrierError::TokenRefused { .. }

@@ -77,6 +77,16 @@ impl std::fmt::Debug for Transport {
     }
 }
 
+/// The HTTP proxy that the environment (`HTTPS_PROXY`, `NO_PROXY`) puts between here and a relay,
+/// as `host:port`. Every WebSocket of this crate goes through it.
+pub fn proxy_for(relay: &Url) -> Result<Option<String>, CarrierError> {
+    let host = relay.host().ok_or_else(|| CarrierError::RelayUrl {
+        reason: "it names no host".to_owned(),
+    })?;
+    let proxy = link::Proxy::of_environment(&host.to_owned())?;
+    Ok(proxy.map(|proxy| proxy.to_string()))
+}
+
 /// Starts a carrier on the current tokio runtime and sends the first handshake.
 ///
 /// Over a WebSocket alone this returns when the relay has accepted the session: what is wrong with the

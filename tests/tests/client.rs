@@ -826,3 +826,91 @@ fn files_by_sftp() {
         "{output}"
     );
 }
+
+/// A CONNECT proxy that wants a login and says where it leads.
+const PROXY: &str = r#"
+const login = 'Basic ' + Buffer.from('me:s@cret').toString('base64');
+require('http').createServer().on('connect', (request, client) => {
+  if (request.headers['proxy-authorization'] !== login) {
+    return client.end('HTTP/1.1 407 Proxy Authentication Required\r\n\r\n');
+  }
+  console.log(request.url);
+  const [host, port] = request.url.split(':');
+  const relay = require('net').connect(port, host, () => {
+    client.write('HTTP/1.1 200 Connection established\r\n\r\n');
+    relay.pipe(client).pipe(relay);
+  });
+  relay.on('error', () => client.destroy());
+  client.on('error', () => relay.destroy());
+}).listen(3128, '0.0.0.0', () => console.log('ready'));
+"#;
+
+/// The relay is reached through the HTTP proxy that the environment names.
+#[test]
+fn an_http_proxy_is_passed() {
+    if !root() {
+        return;
+    }
+    let lab = Firewall::new();
+    lab.drops("udp");
+    let mut command = lab.server.command("node");
+    command.args(["-e", PROXY]).stdout(Stdio::piped());
+    let mut proxy = Background::start(command);
+    let mut lines = BufReader::new(proxy.0.stdout.take().expect("piped")).lines();
+    assert_eq!(lines.next().expect("a line").expect("a line"), "ready");
+    let ping = |proxy: &str, exceptions: &str| {
+        let mut command = lab.underpass(&["ping", "-c", "1", "--websockets", "web.internal"]);
+        command
+            .env("HTTPS_PROXY", proxy)
+            .env("NO_PROXY", exceptions);
+        run(command, b"", Duration::from_secs(40))
+    };
+    ping("http://me:s%40cret@10.99.7.1:3128", "").ok();
+    assert_eq!(
+        lines.next().expect("a line").expect("a line"),
+        "10.99.7.1:8443"
+    );
+    let output = ping("http://10.99.7.1:3128", "");
+    assert!(output.stderr.contains("(proxy_login)\nhint: "), "{output}");
+    let output = ping("http://10.99.7.1:3129", "");
+    assert!(output.stderr.contains("10.99.7.1:3129 refused"), "{output}");
+    ping("http://10.99.7.1:3129", "localhost, 10.99.7.1").ok();
+    let mut command = lab.underpass(&["doctor", "--json"]);
+    command.env("HTTPS_PROXY", "http://me:s%40cret@10.99.7.1:3128");
+    let findings = "control relay proxy udp! websocket names instance ssh ";
+    assert_eq!(doctor(command), (Some(0), findings.to_owned()));
+}
+
+/// An instance that ends under a session is noticed, and said.
+#[test]
+fn an_instance_that_dies_ends_its_sessions() {
+    let system = System::start();
+    let (app, instance) = system.instance();
+    let host = format!("{}.vm.{}.internal", instance.id, app.name);
+    let mut command = underpass(
+        &system,
+        &["ssh", "console", "-A", &host, "-C", "echo up; sleep 1000"],
+    );
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut session = Background::start(command);
+    let mut line = String::new();
+    let mut stdout = BufReader::new(session.0.stdout.take().expect("piped"));
+    stdout.read_line(&mut line).expect("a line");
+    assert_eq!(line, "up\n");
+    let stopped = tests::clock::now();
+    system.underpass(&["instances", "stop", &instance.id]).ok();
+    let ended = || session.0.try_wait().expect("a status");
+    let status = tests::clock::wait_for("the end of the session", Duration::from_secs(25), ended);
+    println!(
+        "a dead instance is noticed after {:.1} s",
+        stopped.elapsed().as_secs_f64()
+    );
+    let mut said = String::new();
+    let mut stderr = session.0.stderr.take().expect("piped");
+    stderr.read_to_string(&mut said).expect("text");
+    assert_eq!(status.code(), Some(255), "{said}");
+    assert!(said.contains("\nhint: "), "{said}");
+}

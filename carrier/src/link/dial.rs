@@ -33,7 +33,7 @@ use tokio_tungstenite::{
 use url::{Host, Url};
 use wire::{Control, subprotocol};
 
-use super::websocket::closed;
+use super::{proxy::Proxy, websocket::closed};
 use crate::{
     CarrierError,
     error::{Step, clean, clean_code},
@@ -60,6 +60,7 @@ pub(crate) struct Target {
     host: Host<String>,
     port: u16,
     tls: Option<Arc<rustls::ClientConfig>>,
+    proxy: Option<Proxy>,
     token: Mutex<Option<String>>,
 }
 
@@ -75,6 +76,7 @@ impl fmt::Debug for Target {
 
 const DNS_LIMIT: Duration = Duration::from_secs(5);
 const TCP_LIMIT: Duration = Duration::from_secs(10);
+const PROXY_LIMIT: Duration = Duration::from_secs(10);
 const TLS_LIMIT: Duration = Duration::from_secs(10);
 const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -113,11 +115,13 @@ impl Target {
             return Err(bad("it holds a query or a fragment"));
         }
         let port = url.port().unwrap_or(if tls.is_some() { 443 } else { 80 });
+        let proxy = Proxy::of_environment(&host)?;
         Ok(Target {
             url,
             host,
             port,
             tls,
+            proxy,
             token: Mutex::new(token),
         })
     }
@@ -129,11 +133,15 @@ impl Target {
 
     pub(super) async fn dial(&self, resume: Option<&str>) -> Result<Dialled, CarrierError> {
         let addresses = limited(Step::Dns, DNS_LIMIT, self.addresses()).await?;
-        let tcp = limited(Step::Tcp, TCP_LIMIT, connect(&addresses)).await?;
+        let mut tcp = limited(Step::Tcp, TCP_LIMIT, connect(&addresses)).await?;
         // Without these the connection works, slower.
         let _ = tcp.set_nodelay(true);
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let _ = socket2::SockRef::from(&tcp).set_tcp_notsent_lowat(NOTSENT_LOWAT);
+        if let Some(proxy) = &self.proxy {
+            let passing = proxy.pass(&mut tcp, &self.host, self.port);
+            limited(Step::Proxy, PROXY_LIMIT, passing).await?;
+        }
         let io: Box<dyn Io> = match &self.tls {
             None => Box::new(tcp),
             Some(tls) => limited(Step::Tls, TLS_LIMIT, self.secure(tls, tcp)).await?,
@@ -145,17 +153,22 @@ impl Target {
         limited(Step::Upgrade, UPGRADE_LIMIT, Box::pin(opening)).await
     }
 
+    /// Where to connect to: the proxy where there is one, and then the relay's name is its affair.
     async fn addresses(&self) -> Result<Vec<SocketAddr>, CarrierError> {
-        let name = match &self.host {
-            Host::Ipv4(ip) => return Ok(vec![(*ip, self.port).into()]),
-            Host::Ipv6(ip) => return Ok(vec![(*ip, self.port).into()]),
+        let (host, port) = match &self.proxy {
+            Some(proxy) => (&proxy.host, proxy.port),
+            None => (&self.host, self.port),
+        };
+        let name = match host {
+            Host::Ipv4(ip) => return Ok(vec![(*ip, port).into()]),
+            Host::Ipv6(ip) => return Ok(vec![(*ip, port).into()]),
             Host::Domain(name) => name,
         };
         let unknown = |reason: String| CarrierError::RelayName {
             host: name.clone(),
             reason,
         };
-        let found = tokio::net::lookup_host((name.as_str(), self.port))
+        let found = tokio::net::lookup_host((name.as_str(), port))
             .await
             .map_err(|error| unknown(error.to_string()))?;
         let (mut v6, mut v4): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv6);
@@ -278,7 +291,7 @@ impl Target {
     }
 }
 
-fn is_loopback(host: &Host<String>) -> bool {
+pub(super) fn is_loopback(host: &Host<String>) -> bool {
     match host {
         Host::Ipv4(ip) => ip.is_loopback(),
         Host::Ipv6(ip) => ip.is_loopback(),

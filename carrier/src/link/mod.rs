@@ -2,6 +2,7 @@
 
 mod dial;
 mod outbox;
+mod proxy;
 mod race;
 mod udp;
 mod websocket;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use crate::{CarrierError, stats::LinkStats};
 
 pub(crate) use dial::Target;
+pub(crate) use proxy::Proxy;
 pub(crate) use race::RaceLink;
 pub(crate) use udp::UdpLink;
 pub(crate) use websocket::WebSocketLink;

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use carrier::Datagrams;
 use serde_json::json;
 use tokio::{
@@ -133,7 +133,7 @@ async fn serve(args: &Args, peer: &Peer, socket: UdpSocket) -> anyhow::Result<()
     });
     tokio::select! {
         ended = distribute(&bridge) => ended,
-        () = keep => Ok(()),
+        () = keep => Err(anyhow!("the lease of this bridge was lost\nhint: start it again")),
     }
 }
 

@@ -100,7 +100,8 @@ async fn examine(args: &Args, report: &mut Report) {
     peer.release().await;
 }
 
-/// DNS, TCP and TLS of the relay.
+/// DNS, TCP and TLS of the relay; behind an HTTP proxy these are the proxy's affair, and what is
+/// wrong with them shows at the WebSocket.
 async fn outside(peer: &Peer, report: &mut Report) -> Option<()> {
     let (host, port) = report
         .step("relay", async {
@@ -110,6 +111,14 @@ async fn outside(peer: &Peer, report: &mut Report) -> Option<()> {
             Ok(((host.to_owned(), port), url.to_string()))
         })
         .await?;
+    let proxy = carrier::proxy_for(&peer.relay().ok()?);
+    if let Err(_) | Ok(Some(_)) = &proxy {
+        let said = async {
+            let proxy = proxy.map_err(|error| explain(&error))?.unwrap_or_default();
+            Ok(((), format!("HTTPS_PROXY names {proxy}")))
+        };
+        return report.step("proxy", said).await;
+    }
     let bare = host.trim_matches(['[', ']']).to_owned();
     let address = report
         .step("dns", async {
