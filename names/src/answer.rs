@@ -2,7 +2,7 @@
 
 use std::{
     net::Ipv6Addr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use sixpn::NetworkId;
 use crate::{
     counters::{Counters, count},
     limit::{Limiter, Rate},
+    share::{Full, Share, Shares},
     view::{Directory, NetworkView},
     zone::{self, Found},
 };
@@ -41,6 +42,7 @@ const HEADER: usize = 12;
 pub struct Names<D> {
     directory: D,
     limiter: Mutex<Limiter>,
+    shares: Arc<Shares>,
     counters: Counters,
 }
 
@@ -87,7 +89,8 @@ impl DropReason {
 }
 
 /// A query for a name outside the zone, written anew: one question in the asker's own letter case,
-/// none of the asker's EDNS options.
+/// none of the asker's EDNS options. Until it is dropped it takes up one of the places that the
+/// asker's network has for queries that wait.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Forward {
     /// The query with id 0.
@@ -98,6 +101,7 @@ pub struct Forward {
     pub(crate) udp_limit: u16,
     /// Whether the asker speaks EDNS.
     pub(crate) edns: bool,
+    pub(crate) _share: Share,
 }
 
 impl<D: Directory> Names<D> {
@@ -111,6 +115,7 @@ impl<D: Directory> Names<D> {
         Names {
             directory,
             limiter: Mutex::new(Limiter::new(rate)),
+            shares: Arc::default(),
             counters: Counters::default(),
         }
     }
@@ -163,20 +168,27 @@ impl<D: Directory> Names<D> {
     fn answer_request(&self, request: &Request, source: Ipv6Addr, over: Over) -> Reply {
         let question = &request.question;
         let mut response = request.response();
-        let known = NetworkId::of(source).and_then(|network| self.directory.view(network));
+        let known = NetworkId::of(source)
+            .and_then(|network| Some((network, self.directory.view(network)?)));
         if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
             count(&self.counters.not_implemented);
             response.metadata.response_code = ResponseCode::BADVERS;
-        } else if let Some(view) = known
+        } else if let Some((network, view)) = known
             && question.query_class == DNSClass::IN
             && !matches!(question.query_type, RecordType::AXFR | RecordType::IXFR)
         {
             match Zone::of(&question.name) {
                 Some(zone) => self.answer_from(&zone, &view, question, source, &mut response),
                 None => {
-                    if let Some(forward) = request.forward() {
-                        count(&self.counters.forwarded);
-                        return Reply::Forward(forward);
+                    match self.shares.take(network) {
+                        Ok(share) => {
+                            if let Some(forward) = request.forward(share) {
+                                count(&self.counters.forwarded);
+                                return Reply::Forward(forward);
+                            }
+                        }
+                        Err(Full::Network) => count(&self.counters.forward_network_full),
+                        Err(Full::All) => count(&self.counters.forward_full),
                     }
                     response.metadata.response_code = ResponseCode::ServFail;
                 }
@@ -329,7 +341,7 @@ impl Request {
         response
     }
 
-    fn forward(&self) -> Option<Forward> {
+    fn forward(&self, share: Share) -> Option<Forward> {
         let mut query = Message::new(0, MessageType::Query, OpCode::Query);
         query.metadata.recursion_desired = self.metadata.recursion_desired;
         query.metadata.checking_disabled = self.metadata.checking_disabled;
@@ -343,6 +355,7 @@ impl Request {
             id: self.metadata.id,
             udp_limit: self.udp_limit(),
             edns: self.edns.is_some(),
+            _share: share,
         })
     }
 

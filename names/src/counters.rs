@@ -26,6 +26,10 @@ counters! {
     nx_domain,
     /// Queries handed out for an upstream server.
     forwarded,
+    /// SERVFAIL: as many forwarded queries of the asker's network wait as may.
+    forward_network_full,
+    /// SERVFAIL: as many forwarded queries wait, of all networks, as may.
+    forward_full,
     /// Queries refused: strangers, other classes, zone transfers.
     refused,
     /// Queries with a header and something that is no question behind it.

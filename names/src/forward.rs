@@ -8,7 +8,6 @@ use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
-    sync::Semaphore,
     time::timeout,
 };
 
@@ -23,15 +22,10 @@ const TCP_TIMEOUT: Duration = Duration::from_millis(3000);
 /// The largest answer read over UDP: what is offered upstream is less.
 const MAX_UDP: usize = 4096;
 
-/// Queries under way at once, in the whole process; each holds a socket. One more is answered with
-/// SERVFAIL at once, and askers come back on their own.
-static UNDER_WAY: Semaphore = Semaphore::const_new(256);
-
 const HEADER: usize = 12;
 
 /// Asks `upstream` and returns the answer to send back: the server's own, with the asker's id and
-/// question, or SERVFAIL when there is no upstream (`None`), it is silent for too long, or too many
-/// queries wait for it. Over TCP a truncated answer is asked for again over TCP; over UDP the asker
+/// question, or SERVFAIL when there is no upstream (`None`) or it is silent for too long. Over TCP a truncated answer is asked for again over TCP; over UDP the asker
 /// is told that it was truncated.
 pub async fn forward(
     upstream: impl Into<Option<SocketAddr>>,
@@ -39,10 +33,6 @@ pub async fn forward(
     over: Over,
 ) -> Vec<u8> {
     let Some(upstream) = upstream.into() else {
-        return forward.failed();
-    };
-    let Ok(_permit) = UNDER_WAY.try_acquire() else {
-        tracing::debug!("too many forwarded queries under way");
         return forward.failed();
     };
     match ask(upstream, &forward, over).await {

@@ -15,6 +15,7 @@ mod answer;
 mod counters;
 mod forward;
 mod limit;
+mod share;
 mod view;
 mod zone;
 

@@ -173,13 +173,18 @@ async fn a_lost_question_is_asked_again() {
 
 #[tokio::test]
 async fn truncation_sends_the_asker_to_tcp_and_tcp_upstream() {
-    let upstream = udp_upstream(|asked| {
-        let mut answer = upstream_answer(asked, 0);
-        answer.metadata.truncation = true;
-        vec![answer.to_vec().unwrap()]
-    })
-    .await;
-    let listener = TcpListener::bind(upstream).await.unwrap();
+    // A port that is free over UDP may be taken over TCP.
+    let (upstream, listener) = loop {
+        let upstream = udp_upstream(|asked| {
+            let mut answer = upstream_answer(asked, 0);
+            answer.metadata.truncation = true;
+            vec![answer.to_vec().unwrap()]
+        })
+        .await;
+        if let Ok(listener) = TcpListener::bind(upstream).await {
+            break (upstream, listener);
+        }
+    };
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut asked = vec![0; stream.read_u16().await.unwrap().into()];
@@ -208,4 +213,35 @@ async fn more_than_the_asker_takes_is_truncated() {
         assert_eq!(answer.answers.len(), if truncated { 0 } else { 50 });
         assert_eq!(answer.edns.is_some(), truncated && asked.edns.is_some());
     }
+}
+
+#[test]
+fn one_network_waits_for_a_share_and_leaves_the_others_theirs() {
+    let names = Names::new(Two);
+    let asked = outside();
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        match ask_bytes(&names, &asked.to_vec().unwrap(), PEER, Over::Udp) {
+            Reply::Forward(forward) => waiting.push(forward),
+            Reply::Answer(answer) => {
+                let answer = parsed(&answer);
+                assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+            }
+            Reply::Drop(reason) => panic!("{reason:?}"),
+        }
+    }
+    assert_eq!(waiting.len(), 32);
+    let counted = |name| {
+        let counters = names.counters().snapshot();
+        counters.iter().find(|(of, _)| *of == name).unwrap().1
+    };
+    assert_eq!(counted("forward_network_full"), 268);
+    assert_eq!(counted("forwarded"), 32);
+    let ask = |source| ask_bytes(&names, &asked.to_vec().unwrap(), source, Over::Tcp);
+    let other = ask(STRANGER);
+    assert!(matches!(other, Reply::Forward(_)), "{other:?}");
+    waiting.pop();
+    // Another source: the first one's rate is used up.
+    let again = ask("fdaa:0:18:a7b:d6b:0:b:2");
+    assert!(matches!(again, Reply::Forward(_)), "{again:?}");
 }
