@@ -16,7 +16,7 @@ use names::{Names, Over, Reply};
 use sixpn::Prefix;
 use tokio::{
     net::UdpSocket,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::{sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,8 @@ use crate::{
 const BATCH: usize = 64;
 /// A directory that takes longer counts as unavailable.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Calls of the directory at once. Each takes a thread.
+const LOOKUP_THREADS: usize = 32;
 /// Lookups, answers and commands that wait for the gateway's task.
 const REPORTS: usize = 4096;
 const COMMANDS: usize = 256;
@@ -62,7 +64,8 @@ pub struct PeersUnavailable(pub String);
 
 /// Where peers come from.
 pub trait Peers: Send + Sync + 'static {
-    /// The peer with this key; none for a key that nobody holds. Called at most 1,024 times at once.
+    /// The peer with this key; none for a key that nobody holds. Called at most 32 times at once,
+    /// on threads that may block; what takes longer than 5 s counts as [`PeersUnavailable`].
     fn peer(
         &self,
         key: PublicKey,
@@ -172,6 +175,7 @@ pub async fn serve<P: Peers, D: names::Directory>(
         peers,
         names,
         upstream: options.upstream,
+        lookups: Arc::new(Semaphore::new(LOOKUP_THREADS)),
         clock: Clock::new(),
         reports,
         blocked: None,
@@ -185,6 +189,7 @@ struct Driver<P, D> {
     peers: Arc<P>,
     names: Arc<Names<D>>,
     upstream: Option<SocketAddr>,
+    lookups: Arc<Semaphore>,
     clock: Clock,
     reports: mpsc::Sender<Report>,
     /// The datagram that the socket did not take.
@@ -251,15 +256,14 @@ impl<P: Peers, D: names::Directory> Driver<P, D> {
     /// Carries out everything that the gateway asks for.
     fn flush(&mut self) {
         while let Some(key) = self.gateway.poll_lookup() {
-            let (peers, reports) = (self.peers.clone(), self.reports.clone());
+            let found = look_up(self.peers.clone(), self.lookups.clone(), key);
+            let reports = self.reports.clone();
             tokio::spawn(async move {
-                let found = timeout(LOOKUP_TIMEOUT, peers.peer(key))
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(PeersUnavailable(format!(
-                            "no answer within {LOOKUP_TIMEOUT:?}"
-                        )))
-                    });
+                let found = timeout(LOOKUP_TIMEOUT, found).await.unwrap_or_else(|_| {
+                    Err(PeersUnavailable(format!(
+                        "no answer within {LOOKUP_TIMEOUT:?}"
+                    )))
+                });
                 let _ = reports.send(Report::Lookup(key, found)).await;
             });
         }
@@ -349,6 +353,24 @@ impl<P: Peers, D: names::Directory> Driver<P, D> {
             }
         }
     }
+}
+
+/// Asks the directory on a thread of its own: one that blocks, or panics, holds up nobody else.
+async fn look_up<P: Peers>(
+    peers: Arc<P>,
+    lookups: Arc<Semaphore>,
+    key: PublicKey,
+) -> Result<Option<PeerRecord>, PeersUnavailable> {
+    let gone = |error: &dyn std::fmt::Display| PeersUnavailable(error.to_string());
+    let turn = lookups.acquire_owned().await.map_err(|e| gone(&e))?;
+    let runtime = tokio::runtime::Handle::current();
+    let asked = tokio::task::spawn_blocking(move || {
+        // The thread is taken for as long as the directory keeps it.
+        let _turn = turn;
+        let found = runtime.block_on(timeout(LOOKUP_TIMEOUT, peers.peer(key)));
+        found.unwrap_or_else(|late| Err(PeersUnavailable(late.to_string())))
+    });
+    asked.await.unwrap_or_else(|error| Err(gone(&error)))
 }
 
 /// The only place of this crate that reads clocks.

@@ -1,6 +1,13 @@
 //! A gateway on a real socket of the loopback interface.
 
-use std::{collections::HashMap, net::SocketAddrV6, sync::Mutex};
+use std::{
+    collections::HashMap,
+    net::SocketAddrV6,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use names::{Directory, NetworkView};
 use sixpn::{Interface, NetworkId, peer_interface};
@@ -240,4 +247,61 @@ async fn an_unknown_peer_waits_until_the_directory_knows_it() {
         .await;
     world.shutdown.cancel();
     world.task.await.unwrap().unwrap();
+}
+
+/// A directory whose thread blocks, on its own lock or disk, until it is let go.
+#[derive(Default)]
+struct Stuck {
+    entered: AtomicBool,
+    let_go: AtomicBool,
+    left: AtomicBool,
+}
+
+impl Peers for Stuck {
+    async fn peer(&self, _: PublicKey) -> Result<Option<PeerRecord>, PeersUnavailable> {
+        self.entered.store(true, Ordering::SeqCst);
+        for _ in 0..600 {
+            if self.let_go.load(Ordering::SeqCst) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.left.store(true, Ordering::SeqCst);
+        panic!("a directory that fails")
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_blocks_and_panics_holds_up_nobody() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let gateway = socket.local_addr().unwrap();
+    let peers = Arc::new(Stuck::default());
+    let (handle, inbox) = handle();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(serve(
+        socket,
+        key(200),
+        peers.clone(),
+        Arc::new(Names::new(Nothing)),
+        Options::default(),
+        inbox,
+        shutdown.clone(),
+    ));
+    let mut a = Client::new(1, gateway).await;
+    a.peer.initiate(Instant::ZERO);
+    a.until(|_| peers.entered.load(Ordering::SeqCst).then_some(()))
+        .await;
+    let snapshot = handle.snapshot().await.expect("it runs");
+    assert!(
+        !peers.left.load(Ordering::SeqCst),
+        "the gateway's thread was taken"
+    );
+    peers.let_go.store(true, Ordering::SeqCst);
+    a.until(|_| {
+        let unavailable = snapshot.counters.dropped(DropReason::LookupUnavailable);
+        (unavailable > 0).then_some(())
+    })
+    .await;
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
 }
