@@ -43,6 +43,8 @@ drop_reasons! {
     UnknownPeer = "unknown_peer",
     /// Nobody could be asked about the initiator's key.
     LookupUnavailable = "lookup_unavailable",
+    /// An answer of the directory that a revocation or a change overtook, or that came too late.
+    LookupStale = "lookup_stale",
     /// The directory's record of a peer cannot be used: its range is no peer's, or its lease is over.
     InvalidRecord = "invalid_record",
     /// As many peers as there may be.
@@ -57,6 +59,8 @@ drop_reasons! {
     Replay = "replay",
     /// A transport message that holds no IPv6 packet.
     NotIpv6 = "not_ipv6",
+    /// A packet of a peer that was forgotten meanwhile.
+    SenderGone = "sender_gone",
     /// A packet whose source is not the sending peer's.
     SpoofedSource = "spoofed_source",
     /// A packet to another network, or out of all networks.
@@ -89,10 +93,14 @@ drop_reasons! {
     DnsTimeout = "dns_timeout",
     /// A DNS query that `names` leaves unanswered.
     DnsUnanswered = "dns_unanswered",
+    /// An answer to a DNS query that no DNS message over TCP can hold.
+    DnsAnswerTooLong = "dns_answer_too_long",
     /// A DNS connection over the limit of its network or source.
     DnsConnections = "dns_connections",
     /// A DNS connection that breaks the framing, sends too much, or stays silent too long.
     DnsConnectionClosed = "dns_connection_closed",
+    /// Events that nobody polled for.
+    EventsFull = "events_full",
     /// The queue of datagrams for the wire is full.
     TransmitFull = "transmit_full",
     /// The socket refused a datagram.

@@ -86,7 +86,7 @@ pub(crate) struct Resolver {
     timers: Timers<NetworkId>,
     queries: VecDeque<DnsQuery>,
     waiting: HashMap<DnsTicket, Asker>,
-    /// Tickets in the order in which they lapse.
+    /// Tickets in the order in which they lapse, those that wait and a bounded number of others.
     deadlines: VecDeque<(Instant, DnsTicket)>,
     packets: VecDeque<(NetworkId, Vec<u8>)>,
     next: u64,
@@ -172,6 +172,7 @@ impl Resolver {
         let Some(asker) = self.waiting.remove(&ticket) else {
             return;
         };
+        self.forget_deadlines();
         let Some(network) = self.networks.get_mut(&asker.network) else {
             return;
         };
@@ -181,11 +182,12 @@ impl Resolver {
         }
         match asker.way {
             Way::Udp { local, remote } => {
-                if let (Some(answer), Some(udp)) = (answer, network.udp)
-                    && network
-                        .stack
-                        .udp_send_from(now, udp, local, remote, answer)
-                        .is_err()
+                let stack = &mut network.stack;
+                if let Some(answer) = answer
+                    && !network.udp.is_some_and(|udp| {
+                        let sent = stack.udp_send_from(now, udp, local, remote, answer);
+                        sent.is_ok()
+                    })
                 {
                     self.counters.count_drop(DropReason::DnsUnanswered);
                 }
@@ -194,11 +196,13 @@ impl Resolver {
                 if let Some(connection) = network.connections.get_mut(&stream) {
                     connection.waiting -= 1;
                     connection.since = now;
-                    if let Some((answer, length)) =
-                        answer.and_then(|a| Some((a, u16::try_from(a.len()).ok()?)))
-                    {
-                        connection.output.extend_from_slice(&length.to_be_bytes());
-                        connection.output.extend_from_slice(answer);
+                    match answer.map(|answer| (answer, u16::try_from(answer.len()))) {
+                        Some((answer, Ok(length))) => {
+                            connection.output.extend_from_slice(&length.to_be_bytes());
+                            connection.output.extend_from_slice(answer);
+                        }
+                        Some(_) => self.counters.count_drop(DropReason::DnsAnswerTooLong),
+                        None => {}
                     }
                 }
                 self.serve(now, asker.network, stream);
@@ -239,6 +243,26 @@ impl Resolver {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let deadline = self.deadlines.front().map(|(at, _)| *at);
         deadline.into_iter().chain(self.timers.next()).min()
+    }
+
+    /// Forgets when tickets lapse that nobody waits for. One that waits long keeps those behind it
+    /// until they are most of the queue.
+    fn forget_deadlines(&mut self) {
+        let waiting = &self.waiting;
+        while let Some((_, ticket)) = self.deadlines.front()
+            && !waiting.contains_key(ticket)
+        {
+            self.deadlines.pop_front();
+        }
+        if self.deadlines.len() > 64 + 2 * waiting.len() {
+            self.deadlines
+                .retain(|(_, ticket)| waiting.contains_key(ticket));
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn deadlines(&self) -> usize {
+        self.deadlines.len()
     }
 
     #[cfg(test)]

@@ -143,6 +143,44 @@ fn an_answer_that_never_comes_is_given_up() {
 }
 
 #[test]
+fn a_slow_answer_keeps_no_memory_of_the_quick_ones() {
+    let mut bench = Bench::new();
+    let a = bench.connected(1, 1);
+    bench.hold_dns = true;
+    ask(&mut bench, a, INSTANCE_DNS, &query(1, "example.com"));
+    let slow = bench.gateway.poll_dns().expect("a query");
+    bench.hold_dns = false;
+    for _ in 0..1000 {
+        ask(&mut bench, a, INSTANCE_DNS, &query(1, "app1.internal"));
+        assert!(bench.gateway.resolver.deadlines() <= 70);
+    }
+    let now = bench.now;
+    bench.gateway.handle_dns_answer(now, slow.ticket, None);
+    assert_eq!(bench.gateway.resolver.deadlines(), 0);
+}
+
+#[test]
+fn an_answer_that_tcp_cannot_carry_is_counted() {
+    let mut bench = Bench::new();
+    let a = bench.connected(1, 1);
+    let stream = connect(&mut bench, a, INSTANCE_DNS);
+    bench.hold_dns = true;
+    write(&mut bench, a, stream, &framed(&query(1, "app1.internal")));
+    let asked = bench.gateway.poll_dns().expect("a query");
+    let now = bench.now;
+    bench
+        .gateway
+        .handle_dns_answer(now, asked.ticket, Some(&[0; 65_536]));
+    bench.settle();
+    assert_eq!(bench.dropped(DropReason::DnsAnswerTooLong), 1);
+    assert_eq!(
+        read(&mut bench, a, stream),
+        Err(StreamError::WouldBlock),
+        "the connection stands"
+    );
+}
+
+#[test]
 fn several_queries_on_one_connection() {
     let mut bench = Bench::new();
     let a = bench.connected(1, 1);
