@@ -62,7 +62,25 @@ pub(crate) struct Door {
 
 struct Flight {
     since: Instant,
-    waiting: Vec<(SocketAddr, Vec<u8>)>,
+    /// Somebody has been asked.
+    departed: bool,
+    /// The record may have changed since somebody was asked.
+    stale: bool,
+    waiting: Vec<Initiation>,
+}
+
+/// An initiation and where it came from.
+type Initiation = (SocketAddr, Vec<u8>);
+
+impl Flight {
+    fn new(now: Instant, waiting: Vec<Initiation>) -> Flight {
+        Flight {
+            since: now,
+            departed: false,
+            stale: false,
+            waiting,
+        }
+    }
 }
 
 /// What becomes of a handshake message.
@@ -156,13 +174,7 @@ impl Door {
             }
         }
         let waiting = vec![(from, initiation.to_vec())];
-        self.flights.insert(
-            key,
-            Flight {
-                since: now,
-                waiting,
-            },
-        );
+        self.flights.insert(key, Flight::new(now, waiting));
         self.departures.push_back(key);
         Verdict::Accept(())
     }
@@ -175,27 +187,46 @@ impl Door {
         if self.flights.len() >= FLIGHTS_WITH_RENEWALS {
             return false;
         }
-        self.flights.insert(
-            key,
-            Flight {
-                since: now,
-                waiting: Vec::new(),
-            },
-        );
+        self.flights.insert(key, Flight::new(now, Vec::new()));
         self.departures.push_back(key);
         true
     }
 
     pub(crate) fn poll_lookup(&mut self) -> Option<PublicKey> {
-        self.departures.pop_front()
+        loop {
+            let key = self.departures.pop_front()?;
+            // It may have been given up meanwhile, and begun anew.
+            if let Some(flight) = self.flights.get_mut(&key)
+                && !flight.departed
+            {
+                flight.departed = true;
+                return Some(key);
+            }
+        }
     }
 
-    /// A lookup landed: the initiations that waited for it.
-    pub(crate) fn landed(&mut self, key: PublicKey) -> Vec<(SocketAddr, Vec<u8>)> {
-        self.flights
-            .remove(&key)
-            .map(|flight| flight.waiting)
-            .unwrap_or_default()
+    /// The record of a key is new: an answer that is on its way may be that of the old one.
+    pub(crate) fn overtake(&mut self, key: PublicKey) {
+        if let Some(flight) = self.flights.get_mut(&key) {
+            flight.stale = flight.departed;
+        }
+    }
+
+    /// A lookup landed: the initiations that waited for it. None when its answer counts for
+    /// nothing; where somebody waits for one, it is asked for again.
+    pub(crate) fn landed(&mut self, now: Instant, key: PublicKey) -> Option<Vec<Initiation>> {
+        let flight = self
+            .flights
+            .get_mut(&key)
+            .filter(|flight| flight.departed)?;
+        if flight.stale {
+            flight.since = now;
+            flight.departed = false;
+            flight.stale = false;
+            self.departures.push_back(key);
+            return None;
+        }
+        self.flights.remove(&key).map(|flight| flight.waiting)
     }
 
     pub(crate) fn remember_unknown(&mut self, now: Instant, key: PublicKey) {

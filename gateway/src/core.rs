@@ -34,6 +34,10 @@ const RENEW_BEFORE: Duration = Duration::from_secs(30);
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// The last look before a lease ends.
 const RENEW_LAST: Duration = Duration::from_secs(1);
+/// How often a grant without an end is looked up: a removal that nobody told of is noticed then.
+/// Peers that came together come a little apart.
+const REVIEW_EVERY: Duration = Duration::from_secs(300);
+const REVIEW_APART: Duration = Duration::from_millis(250);
 /// Events that nobody polls for.
 const EVENTS: usize = 4096;
 
@@ -116,7 +120,9 @@ impl Gateway {
 
     /// What the directory says about a key.
     pub fn handle_lookup(&mut self, now: Instant, key: PublicKey, lookup: Lookup) {
-        let waiting = self.door.landed(key);
+        let Some(waiting) = self.door.landed(now, key) else {
+            return self.counters.count_drop(DropReason::LookupStale);
+        };
         match self.apply(now, key, lookup) {
             Ok(()) => {
                 for (from, initiation) in waiting {
@@ -146,6 +152,7 @@ impl Gateway {
 
     /// Drops a peer at once. Nothing it sends is answered until the directory knows its key again.
     pub fn revoke(&mut self, now: Instant, key: PublicKey) {
+        self.door.overtake(key);
         self.door.remember_unknown(now, key);
         if let Some(index) = self.table.find(&key) {
             self.remove(index, RemovedWhy::Revoked);
@@ -155,6 +162,7 @@ impl Gateway {
     /// The directory's record of a key changed: it is looked up anew, and an initiation of it is
     /// looked at even if the key was unknown a moment ago.
     pub fn changed(&mut self, now: Instant, key: PublicKey) {
+        self.door.overtake(key);
         self.door.forget_unknown(key);
         if self.table.find(&key).is_some() && !self.door.renew(now, key) {
             self.counters.count_drop(DropReason::LookupsFull);
@@ -394,6 +402,8 @@ impl Gateway {
             plan_renewal(now, entry);
             let key = entry.grant.key;
             if !self.door.renew(now, key) {
+                let soon = now + RENEW_EVERY;
+                entry.renew_at = entry.renew_at.map(|at| at.min(soon));
                 self.counters.count_drop(DropReason::LookupsFull);
             }
         }
@@ -505,6 +515,7 @@ impl Gateway {
     fn event(&mut self, event: GatewayEvent) {
         if self.events.len() >= EVENTS {
             self.events.pop_front();
+            self.counters.count_drop(DropReason::EventsFull);
         }
         self.events.push_back(event);
     }
@@ -542,18 +553,22 @@ fn usable(now: Instant, key: PublicKey, grant: &Grant) -> Option<NetworkId> {
 }
 
 fn plan_renewal(now: Instant, entry: &mut Entry) {
-    entry.renew_at = entry.grant.expires.map(|expires| {
-        let left = expires.since(now);
-        now + if left > RENEW_BEFORE {
-            left - RENEW_BEFORE
-        } else if left > RENEW_EVERY + RENEW_LAST {
-            RENEW_EVERY
-        } else if left > RENEW_LAST {
-            left - RENEW_LAST
-        } else {
-            left
-        }
-    });
+    let Some(expires) = entry.grant.expires else {
+        let apart = REVIEW_APART * u32::from(entry.grant.key.as_bytes()[0]);
+        entry.renew_at = Some(now + REVIEW_EVERY.saturating_sub(apart));
+        return;
+    };
+    let left = expires.since(now);
+    let wait = if left > RENEW_BEFORE {
+        left - RENEW_BEFORE
+    } else if left > RENEW_EVERY + RENEW_LAST {
+        RENEW_EVERY
+    } else if left > RENEW_LAST {
+        left - RENEW_LAST
+    } else {
+        left
+    };
+    entry.renew_at = Some(now + wait);
 }
 
 /// The gateway's address in a network: where its errors come from.

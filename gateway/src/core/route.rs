@@ -23,7 +23,7 @@ impl Gateway {
     /// holds its destination, or to the gateway itself. Cryptokey routing both ways is here.
     pub(super) fn route(&mut self, now: Instant, from: u32, mut bytes: Vec<u8>) {
         let Some(sender) = self.table.get(from) else {
-            return;
+            return self.counters.count_drop(DropReason::SenderGone);
         };
         let network = sender.network;
         let Some(packet) = Ipv6::parse(&bytes) else {
@@ -85,7 +85,7 @@ impl Gateway {
     /// Carries a packet of the gateway's own to a peer of `network`.
     pub(super) fn send_local(&mut self, now: Instant, network: NetworkId, bytes: &[u8]) {
         let Some(packet) = Ipv6::parse(bytes) else {
-            return;
+            return self.counters.count_drop(DropReason::NotIpv6);
         };
         let receiver = self.table.route(packet.destination());
         let Some((to, entry)) = receiver.and_then(|to| Some((to, self.table.get_mut(to)?))) else {
@@ -113,7 +113,7 @@ impl Gateway {
     /// Tells a peer what became of its packet, as often as it may be told.
     pub(super) fn tell(&mut self, now: Instant, sender: u32, problem: Problem, packet: &[u8]) {
         let Some(entry) = self.table.get_mut(sender) else {
-            return;
+            return self.counters.count_drop(DropReason::IcmpSuppressed);
         };
         let error = icmp::error(problem, own_address(entry.network), packet)
             .filter(|_| entry.icmp.take(now, ERRORS));

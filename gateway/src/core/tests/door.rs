@@ -9,7 +9,7 @@ use blake2::{
 use tunnel::peer::{HandshakeFailure, Peer, PeerConfig, PeerEvent};
 
 use super::bench::*;
-use crate::{DropReason, Limits};
+use crate::{DropReason, Limits, Lookup};
 
 /// A fresh initiation of somebody.
 fn initiation(bench: &mut Bench, id: Id) -> Vec<u8> {
@@ -311,6 +311,83 @@ fn one_flight_per_key_and_its_waiting_room_is_small() {
     assert_eq!(bench.dropped(DropReason::LookupUnavailable), 4);
     bench.now = now + Duration::from_secs(16);
     bench.connect(a);
+}
+
+/// A client's initiation is at the door and its key's record has been read, not yet told.
+fn asked_about(bench: &mut Bench, id: Id) -> Lookup {
+    let first = initiation(bench, id);
+    let (now, at, key) = (bench.now, bench.get(id).at, bench.get(id).key);
+    bench.gateway.handle_datagram(now, at, &first);
+    assert_eq!(bench.gateway.poll_lookup(), Some(key));
+    let grant = bench.directory.get(&key).cloned();
+    grant.map_or(Lookup::Unknown, Lookup::Known)
+}
+
+#[test]
+fn an_answer_read_before_a_revocation_installs_nobody() {
+    let mut bench = Bench::new();
+    let a = bench.client(1, 1);
+    let (now, key) = (bench.now, bench.get(a).key);
+    let read = asked_about(&mut bench, a);
+    bench.directory.remove(&key);
+    bench.gateway.revoke(now, key);
+    bench.gateway.handle_lookup(now, key, read);
+    assert_eq!(bench.gateway.table.len(), 0);
+    assert_eq!(bench.dropped(DropReason::LookupStale), 1);
+    bench.settle();
+    assert_eq!(bench.lookups, [key], "asked again");
+    assert_eq!(bench.gateway.table.len(), 0);
+    assert_eq!(bench.dropped(DropReason::UnknownPeer), 1);
+
+    // The same where a peer that is known is looked up.
+    let b = bench.connected(1, 2);
+    let key = bench.get(b).key;
+    let read = Lookup::Known(bench.grant(1, 2));
+    bench.gateway.changed(now, key);
+    assert_eq!(bench.gateway.poll_lookup(), Some(key));
+    bench.directory.remove(&key);
+    bench.gateway.revoke(now, key);
+    bench.gateway.handle_lookup(now, key, read);
+    bench.settle();
+    assert_eq!(bench.gateway.table.len(), 0);
+}
+
+#[test]
+fn an_answer_read_before_a_change_is_not_believed() {
+    let mut bench = Bench::new();
+    let a = bench.stranger(1, 1);
+    let now = bench.now;
+    let read = asked_about(&mut bench, a);
+    let grant = bench.grant(1, 1);
+    bench.directory.insert(grant.key, grant.clone());
+    bench.gateway.changed(now, grant.key);
+    bench.gateway.handle_lookup(now, grant.key, read);
+    bench.settle();
+    assert!(bench.get(a).peer.has_session(), "its initiation waited");
+
+    // Nothing was read yet: nothing is asked twice.
+    let b = bench.client(1, 2);
+    let first = initiation(&mut bench, b);
+    let (at, key) = (bench.get(b).at, bench.get(b).key);
+    bench.gateway.handle_datagram(now, at, &first);
+    bench.gateway.changed(now, key);
+    bench.lookups.clear();
+    bench.settle();
+    assert_eq!(bench.lookups, [key]);
+    assert!(bench.get(b).peer.has_session());
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_installs_nobody() {
+    let mut bench = Bench::new();
+    let a = bench.client(1, 1);
+    let key = bench.get(a).key;
+    let read = asked_about(&mut bench, a);
+    let now = bench.now + Duration::from_secs(16);
+    bench.gateway.handle_timeout(now);
+    bench.gateway.handle_lookup(now, key, read);
+    assert_eq!(bench.gateway.table.len(), 0);
+    assert_eq!(bench.dropped(DropReason::LookupStale), 1);
 }
 
 #[test]

@@ -352,6 +352,48 @@ fn a_lease_ends_unless_it_is_renewed() {
 }
 
 #[test]
+fn a_removal_that_nobody_told_of_is_noticed() {
+    let mut bench = Bench::new();
+    let (a, b) = (bench.connected(1, 1), bench.connected(1, 2));
+    let (gone, stays) = (bench.get(a).key, bench.get(b).key);
+    bench.directory.remove(&gone);
+    for _ in 0..30 {
+        for id in [a, b] {
+            let address = bench.get(id).address;
+            bench.send(id, &packet(address, network(1).dns(), 60));
+        }
+        bench.pass(Duration::from_secs(10));
+    }
+    let left: Vec<_> = bench.gateway.peers(bench.now);
+    assert_eq!(left.iter().map(|p| p.key).collect::<Vec<_>>(), [stays]);
+    let why = RemovedWhy::Revoked;
+    assert!(bench.events.contains(&GatewayEvent::Removed {
+        key: gone,
+        name: "client-1".into(),
+        why
+    }));
+}
+
+#[test]
+fn what_has_no_place_is_counted() {
+    let mut bench = Bench::new();
+    let a = bench.connected(1, 1);
+    let (now, address, key) = (bench.now, bench.get(a).address, bench.get(a).key);
+    let nobody = u32::MAX;
+    let lost = packet(address, address, 60);
+    bench.gateway.route(now, nobody, lost.clone());
+    assert_eq!(bench.dropped(DropReason::SenderGone), 1);
+    let problem = crate::icmp::Problem::NoRoute;
+    bench.gateway.tell(now, nobody, problem, &lost);
+    assert_eq!(bench.dropped(DropReason::IcmpSuppressed), 1);
+    for _ in 0..4100 {
+        let name = String::new();
+        bench.gateway.event(GatewayEvent::Silent { key, name });
+    }
+    assert_eq!(bench.dropped(DropReason::EventsFull), 4);
+}
+
+#[test]
 fn an_idle_peer_is_forgotten_and_comes_back_on_demand() {
     let mut bench = Bench::new();
     let a = bench.connected(1, 1);
@@ -360,8 +402,9 @@ fn an_idle_peer_is_forgotten_and_comes_back_on_demand() {
     bench.pass(Duration::from_secs(2));
     assert_eq!(bench.gateway.peers(bench.now).len(), 0);
     assert_eq!(bench.gateway.poll_timeout(), None, "nothing is left to do");
+    let asked = bench.lookups.len();
     bench.connect(a);
-    assert_eq!(bench.lookups.len(), 2);
+    assert_eq!(bench.lookups.len(), asked + 1);
 }
 
 #[test]
