@@ -11,6 +11,7 @@
 
 pub mod client;
 pub mod load;
+pub mod path;
 pub mod server;
 
 use std::{fs, process};

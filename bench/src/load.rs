@@ -22,6 +22,7 @@ use socket2::SockRef;
 use crate::{
     client::{Client, tls},
     cpu_nanos,
+    path::Place,
     server::{Server, Side},
 };
 
@@ -111,8 +112,8 @@ struct Flow {
 ///
 /// # Errors
 /// When there is no socket.
-pub fn gateway() -> anyhow::Result<UdpSocket> {
-    let gateway = UdpSocket::bind("127.0.0.1:0")?;
+pub fn gateway(place: &Place) -> anyhow::Result<UdpSocket> {
+    let gateway = UdpSocket::bind((place.gateway, 0))?;
     let socket = SockRef::from(&gateway);
     socket.set_recv_buffer_size(4 << 20)?;
     socket.set_send_buffer_size(4 << 20)?;
@@ -421,9 +422,9 @@ impl Sender {
 ///
 /// # Errors
 /// When it does not start.
-pub fn open(side: Side, flows: usize) -> anyhow::Result<(Server, World)> {
-    let gateway = gateway()?;
-    let server = Server::start(side, gateway.local_addr()?)?;
+pub fn open(side: Side, flows: usize, place: &Place) -> anyhow::Result<(Server, World)> {
+    let gateway = gateway(place)?;
+    let server = Server::start(side, gateway.local_addr()?, place)?;
     let world = World::new(&server, gateway, flows)?;
     Ok((server, world))
 }

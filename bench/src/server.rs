@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
-    process::{Child, ChildStdin, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::Arc,
     time::SystemTime,
 };
@@ -24,7 +24,7 @@ use underpass_relay::{
 };
 use wire::PublicKey;
 
-use crate::{SERVER_CORE, myself, pin};
+use crate::{SERVER_CORE, myself, path::Place, pin};
 
 /// The gateway's public key; an initiation for it is [`crate::client::INITIATION`].
 pub const GATEWAY_KEY: PublicKey = PublicKey([7; 32]);
@@ -65,8 +65,16 @@ impl Server {
     ///
     /// # Errors
     /// When it does not start.
-    pub fn start(side: Side, gateway: SocketAddr) -> anyhow::Result<Server> {
-        let mut child = myself(&["--serve", side.name(), &gateway.to_string()])?
+    pub fn start(side: Side, gateway: SocketAddr, place: &Place) -> anyhow::Result<Server> {
+        let (gateway, listen) = (gateway.to_string(), place.listen.to_string());
+        let mut command = myself(&["--serve", side.name(), &gateway, &listen])?;
+        if let Some(namespace) = &place.namespace {
+            let inside = command;
+            command = Command::new("ip");
+            command.args(["netns", "exec", namespace]);
+            command.arg(inside.get_program()).args(inside.get_args());
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -106,7 +114,7 @@ impl Drop for Server {
 ///
 /// # Errors
 /// When it cannot listen.
-pub fn run(side: &str, gateway: &str) -> anyhow::Result<()> {
+pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
     let side = match side {
         "relay" => Side::Relay,
         _ => Side::Baseline,
@@ -120,7 +128,7 @@ pub fn run(side: &str, gateway: &str) -> anyhow::Result<()> {
         let directory = std::env::temp_dir().join(format!("bench-{}", std::process::id()));
         let certificate = Certificate::load_or_make(&directory, &[], SystemTime::now())?;
         let _ = std::fs::remove_dir_all(&directory);
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = TcpListener::bind((listen, 0)).await?;
         let leaf = certificate.leaf().context("no certificate")?;
         let hex: String = leaf.iter().map(|byte| format!("{byte:02x}")).collect();
         println!("{} {hex}", listener.local_addr()?);
@@ -177,7 +185,7 @@ async fn baseline(listener: TcpListener, tls: Arc<ServerConfig>, gateway: Socket
             let tls = acceptor.accept(tcp).await?;
             let (mut to_client, mut from_client) =
                 tokio_tungstenite::accept_async(tls).await?.split();
-            let udp = UdpSocket::bind("127.0.0.1:0").await?;
+            let udp = UdpSocket::bind("0.0.0.0:0").await?;
             udp.connect(gateway).await?;
             let up = async {
                 while let Some(Ok(message)) = from_client.next().await {

@@ -8,7 +8,7 @@ use wire::wireguard::Kind;
 /// Handshake messages are small and few, and losing one costs seconds: they may wait this long.
 const HANDSHAKE_AGE: Duration = Duration::from_secs(5);
 
-/// A queue that has not been empty for its whole age stands: a path is slower than what comes. Data
+/// A queue that has been in use for its whole age stands: a path is slower than what comes. Data
 /// that waits in it gains nothing by waiting, and costs every packet behind it.
 const STANDING_AGE: Duration = Duration::from_millis(8);
 
@@ -23,9 +23,8 @@ pub(crate) struct Queue {
     bytes: usize,
     limit: usize,
     age: Duration,
-    /// Since when it has not been empty.
+    /// Since when something has waited, the moments in which the last of it left included.
     since: Option<Duration>,
-    pushed: Duration,
 }
 
 /// How many datagrams a call dropped.
@@ -51,7 +50,6 @@ impl Queue {
             limit,
             age,
             since: None,
-            pushed: Duration::ZERO,
         }
     }
 
@@ -75,12 +73,7 @@ impl Queue {
             dropped.full += 1;
         }
         self.bytes += datagram.len();
-        // Emptied by age alone it stands still.
-        if now.saturating_sub(self.pushed) > self.age {
-            self.since = None;
-        }
         self.since.get_or_insert(now);
-        self.pushed = now;
         let waiting = Waiting {
             since: now,
             datagram: datagram.into(),
@@ -133,13 +126,15 @@ impl Queue {
         {
             self.bytes -= first.datagram.len();
         }
-        if self.is_empty() {
-            self.since = None;
-            // A burst leaves no memory behind.
-            if self.data.capacity() > KEPT {
-                self.data.shrink_to(KEPT);
-            }
+        // A burst leaves no memory behind.
+        if self.is_empty() && self.data.capacity() > KEPT {
+            self.data.shrink_to(KEPT);
         }
+    }
+
+    /// All of it has left, and the path takes more: nothing stands.
+    pub(crate) fn rested(&mut self) {
+        self.since = None;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -214,6 +209,9 @@ mod tests {
         while !queue.is_empty() {
             queue.pop();
         }
+        queue.push(at(202), Kind::Data, &[1; 10]);
+        assert_eq!(queue.expire(at(211)), 1, "it stands still");
+        queue.rested();
         queue.push(at(202), Kind::Data, &[1; 10]);
         assert_eq!(queue.expire(at(402)), 0, "it has been empty");
     }

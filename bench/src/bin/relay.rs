@@ -3,7 +3,8 @@
 //! stderr.
 //!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
-//! begins so; `--idle 1000` measures the memory of so many clients. What is printed is the median
+//! begins so; `--idle 1000` measures the memory of so many clients; `--slow 10` the
+//! delay on a path of 10 Mbit/s that is offered twice as much, in network namespaces. What is printed is the median
 //! of three runs.
 
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
@@ -15,6 +16,7 @@ use serde_json::json;
 use underpass_bench::{
     LOAD_CORE, cpu_nanos,
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
+    path::{Path, Place},
     pin, resident,
     server::{self, Side},
 };
@@ -28,8 +30,12 @@ const LADDER: [u32; 14] = [
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["--serve", side, gateway] = words[..] {
-        return server::run(side, gateway);
+    match words[..] {
+        ["--serve", side, gateway, listen] => return server::run(side, gateway, listen),
+        ["--in", namespace, megabits, json] => {
+            return slow_in(namespace, megabits.parse()?, json == "--json");
+        }
+        _ => {}
     }
     let (mut json, mut full, mut only, mut prefix) = (false, false, None, "");
     let mut rest = words.iter();
@@ -39,10 +45,11 @@ fn main() -> anyhow::Result<()> {
             "--full" => full = true,
             "--only" => prefix = rest.next().context("--only takes a name")?,
             "--idle" => return idle(rest.next().context("--idle takes a number")?.parse()?, json),
+            "--slow" => return slow(rest.next().context("--slow takes Mbit/s")?.parse()?, json),
             "--relay" => only = Some(Side::Relay),
             "--baseline" => only = Some(Side::Baseline),
             other => bail!(
-                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle"
+                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle, --slow"
             ),
         }
     }
@@ -133,7 +140,7 @@ fn main() -> anyhow::Result<()> {
 
 /// The median of each figure over [`RUNS`] runs.
 fn median(side: Side, flows: usize, plan: Plan) -> anyhow::Result<Sample> {
-    let (_server, mut world) = open(side, flows)?;
+    let (_server, mut world) = open(side, flows, &Place::loopback())?;
     let warm = Plan {
         time: Duration::from_millis(100),
         ..plan
@@ -163,7 +170,7 @@ fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
 
 /// The highest rate of the ladder with a loss under 0.1 % that is also offered and delivered.
 fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
-    let (_server, mut world) = open(side, 1)?;
+    let (_server, mut world) = open(side, 1, &Place::loopback())?;
     let mut best = Sample::default();
     for thousands in LADDER {
         let rate = f64::from(thousands) * 1e3;
@@ -181,13 +188,47 @@ fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
     Ok(best)
 }
 
+/// Delay on a slow path: what is offered is twice what it carries.
+fn slow(megabits: u32, json: bool) -> anyhow::Result<()> {
+    let path = Path::new(megabits)?;
+    let json = if json { "--json" } else { "" };
+    let status = std::process::Command::new("ip")
+        .args(["netns", "exec", &path.load])
+        .arg(std::env::current_exe()?)
+        .args(["--in", &path.server, &megabits.to_string(), json])
+        .status()?;
+    if !status.success() {
+        bail!("the measurement failed");
+    }
+    Ok(())
+}
+
+fn slow_in(namespace: &str, megabits: u32, json: bool) -> anyhow::Result<()> {
+    pin(LOAD_CORE)?;
+    let plan = Plan {
+        direction: Direction::Down,
+        load: Load::Even,
+        sender: Sender::Plain,
+        rate: 2.0 * f64::from(megabits) * 1e6 / 8.0 / LENGTH as f64,
+        time: Duration::from_secs(2),
+    };
+    for side in [Side::Relay, Side::Baseline] {
+        let (_server, mut world) = open(side, 1, &Place::throttled(namespace))?;
+        // A queue that stands is what is measured.
+        world.run(plan)?;
+        let sample = median_in(&mut world, plan)?;
+        Out { json }.line(side, plan, 1, &format!("slow{megabits}"), sample);
+    }
+    Ok(())
+}
+
 /// The memory of clients that wait, after the handshake and after traffic, and what a connection
 /// costs.
 fn idle(count: usize, json: bool) -> anyhow::Result<()> {
     pin(LOAD_CORE)?;
     for side in [Side::Relay, Side::Baseline] {
         // The first client pays for what all share.
-        let (server, world) = open(side, 1)?;
+        let (server, world) = open(side, 1, &Place::loopback())?;
         let before = (resident(server.pid())?, cpu_nanos(server.pid())?);
         let start = Instant::now();
         let mut world = world.join(&server, count)?;

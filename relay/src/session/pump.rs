@@ -72,6 +72,8 @@ pub(super) struct Pump<S> {
     stuck: Option<Duration>,
     /// The client has been slower than the gateway since the queue was last empty.
     backlogged: bool,
+    /// The message size while backlogged: less, the longer a message takes to leave.
+    message: usize,
     started: Instant,
     last_datagram: Duration,
     last_heard: Duration,
@@ -99,6 +101,10 @@ const UP_AGAIN: Duration = Duration::from_millis(1);
 /// an error in so much time. Otherwise the next send finds it.
 const SILENT_GATEWAY: Duration = Duration::from_secs(1);
 const ASK_ERROR: Duration = Duration::from_millis(10);
+/// A message that takes so long to leave is too large for its path: what waits behind it waits for
+/// all of it, and a client can decrypt nothing of a record before its end.
+const LONG: Duration = Duration::from_millis(2);
+const LEAST_MESSAGE: usize = 4 * 1024;
 /// Turns before other sessions get theirs.
 const TURNS: usize = 8;
 /// Control messages that may wait.
@@ -147,6 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             writing: false,
             stuck: None,
             backlogged: false,
+            message: limits.backlogged_message.min(record::MAX_MESSAGE),
             started,
             last_datagram: Duration::ZERO,
             last_heard: Duration::ZERO,
@@ -442,6 +449,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             }
             self.up.pop();
         }
+        self.up.rested();
     }
 
     /// Drains the gateway's socket. True when there may be more.
@@ -534,7 +542,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.out.resize(frame::MAX_HEADER, 0);
         }
         let limit = if self.backlogged {
-            self.limits.backlogged_message.min(record::MAX_MESSAGE)
+            self.message
         } else {
             record::MAX_MESSAGE
         };
@@ -568,7 +576,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 match self.poll_write(context) {
                     Poll::Ready(Ok(())) => {
                         self.writing = false;
-                        self.stuck = None;
+                        let most = self.limits.backlogged_message.min(record::MAX_MESSAGE);
+                        let took = self.stuck.take().map(|since| now.saturating_sub(since));
+                        self.message = match took {
+                            Some(took) if took > LONG => LEAST_MESSAGE.min(most),
+                            Some(took) if took > LONG / 4 => self.message,
+                            _ => (2 * self.message).min(most),
+                        };
                         self.out_at = 0;
                         pool::give(std::mem::take(&mut self.out));
                     }
@@ -595,6 +609,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.fill_from_queue();
             if self.filled == 0 {
                 self.backlogged = false;
+                self.down.rested();
                 return Ok(());
             }
         }
