@@ -1,5 +1,7 @@
 //! What there is, in one SQLite file. Every rule about it is enforced here, in transactions that
-//! begin by taking the write lock, so that several processes may open the same file.
+//! begin by taking the write lock, so that several processes may open the same file. A write may
+//! wait for the lock, and other writes of this process with it; no question waits for a write: what
+//! only reads has connections of its own, and what a gateway asks one that nothing else uses.
 //!
 //! No clock is read: `now` is an argument, and every question about a lease, a token or a session
 //! asks whether it still holds at that time.
@@ -21,7 +23,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 
 use crate::Error;
@@ -35,10 +37,45 @@ pub use peers::{KeyHolder, Kind, LEASE_TTL, Lease, MAX_PEERS, PeerRecord};
 /// editing one of these, only by adding the next.
 const MIGRATIONS: [&str; 1] = [include_str!("../migrations/0001_first.sql")];
 
+/// How long a write waits for the lock that another process holds.
+const WRITE_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a question waits. In WAL it does so only while the journal of a crash is read.
+const READ_WAIT: Duration = Duration::from_millis(100);
+
 /// The store of a control plane.
 pub struct Store {
-    connection: Mutex<Connection>,
+    // First, for fields are dropped in order: the last connection to close must be one that can
+    // write, or the journal stays beside the file.
+    readers: Option<Readers>,
+    writer: Mutex<Connection>,
     views: Mutex<view::Cache>,
+}
+
+/// Connections that cannot write. A store in memory has none: its one connection does everything,
+/// and there is no other process to wait for.
+struct Readers {
+    /// For views and keys: asked by a task that carries packets.
+    gateway: Mutex<Connection>,
+    /// For the rest.
+    others: Mutex<Connection>,
+}
+
+impl Readers {
+    fn open(path: &Path) -> Result<Readers, Error> {
+        let open = || -> Result<_, Error> {
+            let writes = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+            let flags = OpenFlags::default().difference(writes) | OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let connection = Connection::open_with_flags(path, flags)?;
+            connection.busy_timeout(READ_WAIT)?;
+            connection.pragma_update(None, "trusted_schema", "OFF")?;
+            Ok(Mutex::new(connection))
+        };
+        Ok(Readers {
+            gateway: open()?,
+            others: open()?,
+        })
+    }
 }
 
 impl Store {
@@ -59,7 +96,11 @@ impl Store {
             .mode(0o600)
             .open(path)
             .map_err(|error| Error::Internal(format!("{}: {error}", path.display())))?;
-        Store::with(Connection::open(path)?)
+        let store = Store::with(Connection::open(path)?)?;
+        Ok(Store {
+            readers: Some(Readers::open(path)?),
+            ..store
+        })
     }
 
     /// A store that is gone when it is dropped.
@@ -71,7 +112,7 @@ impl Store {
     }
 
     fn with(mut connection: Connection) -> Result<Store, Error> {
-        connection.busy_timeout(Duration::from_secs(5))?;
+        connection.busy_timeout(WRITE_WAIT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "secure_delete", "ON")?;
@@ -79,21 +120,29 @@ impl Store {
         connection.pragma_update(None, "trusted_schema", "OFF")?;
         Migrations::new(MIGRATIONS.map(M::up).to_vec()).to_latest(&mut connection)?;
         Ok(Store {
-            connection: Mutex::new(connection),
+            readers: None,
+            writer: Mutex::new(connection),
             views: Mutex::default(),
         })
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside a transaction rolled it back: the connection is as good as before.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn writer(&self) -> MutexGuard<'_, Connection> {
+        lock(&self.writer)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        let readers = self.readers.as_ref();
+        lock(readers.map_or(&self.writer, |readers| &readers.others))
+    }
+
+    fn gateway(&self) -> MutexGuard<'_, Connection> {
+        let readers = self.readers.as_ref();
+        lock(readers.map_or(&self.writer, |readers| &readers.gateway))
     }
 
     /// Runs one transaction, which ends whole or not at all.
     fn write<T>(&self, run: impl FnOnce(&Transaction<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let mut connection = self.connection();
+        let mut connection = self.writer();
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let value = run(&transaction)?;
         transaction.commit()?;
@@ -102,10 +151,21 @@ impl Store {
 
     /// Runs queries that see one state of the file.
     fn read<T>(&self, run: impl FnOnce(&Transaction<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let mut connection = self.connection();
-        let transaction = connection.transaction()?;
-        run(&transaction)
+        run(&self.reader().transaction()?)
     }
+
+    /// The same for a gateway: nothing is in front of them but what it asked itself.
+    fn look_up<T>(
+        &self,
+        run: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        run(&self.gateway().transaction()?)
+    }
+}
+
+fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    // A panic inside a transaction rolled it back: the connection is as good as before.
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Store {

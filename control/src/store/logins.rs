@@ -112,6 +112,10 @@ impl Store {
     /// When the token is unknown, used or expired: three different errors.
     pub fn redeem(&self, token: &str, now: SystemTime) -> Result<Session, Error> {
         let hash = hash(TOKEN_PREFIX, token.trim()).ok_or(Error::TokenUnknown)?;
+        // A guess ends here: only who has a token waits for the write lock.
+        let sql = "SELECT 1 FROM login_tokens WHERE hash = ?1";
+        self.read(|tx| Ok(tx.query_row(sql, [hash], |_| Ok(())).optional()?))?
+            .ok_or(Error::TokenUnknown)?;
         self.write(|tx| {
             let spent: Option<i64> = tx
                 .query_row(

@@ -154,7 +154,7 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub fn peer_by_key(&self, key: PublicKey, now: SystemTime) -> Result<Option<KeyHolder>, Error> {
-        self.read(|tx| {
+        self.look_up(|tx| {
             if let Some(peer) = peer_by_key(tx, key)? {
                 let live = peer.expires.is_none_or(|expires| expires > now);
                 return Ok(live.then(|| KeyHolder {

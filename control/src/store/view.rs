@@ -19,7 +19,7 @@ const MAX_VIEWS: usize = 256;
 /// Views of one state of the file.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
-    /// Writes of other processes, and of this one.
+    /// Writes of other connections, and of the one that asks.
     state: (i64, u64),
     views: HashMap<NetworkId, Kept>,
 }
@@ -42,35 +42,37 @@ impl Store {
         network: NetworkId,
         now: SystemTime,
     ) -> Result<Option<Arc<NetworkView>>, Error> {
-        let connection = self.connection();
-        let others = connection.pragma_query_value(None, "data_version", |row| row.get(0))?;
-        let state = (others, connection.total_changes());
+        // One transaction, so that a view is of one state, and of the state it is kept for.
+        self.look_up(|tx| {
+            let others = tx.pragma_query_value(None, "data_version", |row| row.get(0))?;
+            let state = (others, tx.total_changes());
 
-        let mut cache = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.state != state {
-            cache.state = state;
-            cache.views.clear();
-        }
-        if let Some(kept) = cache.views.get(&network)
-            && kept.made <= now
-            && kept.until.is_none_or(|until| now < until)
-        {
-            return Ok(kept.view.clone());
-        }
-        let (view, until) = make(&connection, network, now)?.unzip();
-        let view = view.map(Arc::new);
-        if cache.views.len() >= MAX_VIEWS {
-            cache.views.clear();
-        }
-        cache.views.insert(
-            network,
-            Kept {
-                view: view.clone(),
-                made: now,
-                until: until.flatten(),
-            },
-        );
-        Ok(view)
+            let mut cache = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+            if cache.state != state {
+                cache.state = state;
+                cache.views.clear();
+            }
+            if let Some(kept) = cache.views.get(&network)
+                && kept.made <= now
+                && kept.until.is_none_or(|until| now < until)
+            {
+                return Ok(kept.view.clone());
+            }
+            let (view, until) = make(tx, network, now)?.unzip();
+            let view = view.map(Arc::new);
+            if cache.views.len() >= MAX_VIEWS {
+                cache.views.clear();
+            }
+            cache.views.insert(
+                network,
+                Kept {
+                    view: view.clone(),
+                    made: now,
+                    until: until.flatten(),
+                },
+            );
+            Ok(view)
+        })
     }
 }
 

@@ -42,7 +42,7 @@ fn a_new_file_is_its_owners_alone_and_so_is_its_journal() {
 fn the_file_is_as_it_is_meant_to_be() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("control.db")).unwrap();
-    let connection = store.connection();
+    let connection = store.writer();
     let pragma = |name| -> String {
         connection
             .pragma_query_value(None, name, |row| {
@@ -74,7 +74,7 @@ fn files_that_are_no_store_of_ours_are_refused() {
     {
         let store = Store::open(&newer).unwrap();
         store
-            .connection()
+            .writer()
             .pragma_update(None, "user_version", 99)
             .unwrap();
     }
@@ -111,4 +111,73 @@ fn views_follow_what_other_processes_write() {
             .len(),
         1
     );
+}
+
+/// A store in a file, whose write lock somebody else holds.
+fn held(dir: &Path) -> (Store, Org, Connection) {
+    let path = dir.join("control.db");
+    let store = Store::open(&path).unwrap();
+    let acme = store.create_org("acme", at(0)).unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    (store, acme, other)
+}
+
+#[test]
+fn nobody_who_reads_waits_for_one_who_waits_to_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, acme, other) = held(dir.path());
+    other.execute_batch("ROLLBACK").unwrap();
+    let lease = store.lease_peer(acme.id, None, key(1), at(0), None);
+    let address = lease.unwrap().address.address();
+    let token = || store.create_login_token(acme.id, "ann", at(0)).unwrap();
+    let session = store.redeem(token().token.reveal(), at(0)).unwrap();
+    let waiting = token();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| store.redeem(waiting.token.reveal(), at(1)));
+        while store.writer.try_lock().is_ok() {
+            assert!(!writer.is_finished(), "the writer did not wait");
+            std::thread::yield_now();
+        }
+        // A network that was not asked for before, then one that is kept.
+        for _ in 0..2 {
+            let view = store.network_view(acme.network, at(1)).unwrap();
+            assert_eq!(view.unwrap().peers[0].address, address);
+            assert!(store.peer_by_key(key(1), at(1)).unwrap().is_some());
+            assert!(store.peer_by_key(key(2), at(1)).unwrap().is_none());
+        }
+        let ann = store.session(session.bearer.reveal(), at(1)).unwrap();
+        assert_eq!(store.org_of(&ann, "acme").unwrap(), acme);
+        assert_eq!(store.list_peers(acme.id, at(1)).unwrap().len(), 1);
+        let waits = store.writer.try_lock().is_err() && !writer.is_finished();
+        assert!(waits, "the reader waited as long as the writer");
+        other.execute_batch("ROLLBACK").unwrap();
+        writer.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_token_that_nobody_made_waits_for_no_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _, _other) = held(dir.path());
+    let made_up = format!("uplt_{}", "A".repeat(43));
+    refused(store.redeem(&made_up, at(0)), "token_unknown");
+}
+
+#[test]
+fn readers_cannot_write_and_the_last_to_close_leaves_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("control.db")).unwrap();
+    store.create_org("acme", at(0)).unwrap();
+    for connection in [Store::reader, Store::gateway] {
+        let wrote = connection(&store).execute("DELETE FROM organisations", []);
+        assert!(wrote.is_err(), "a reader can write");
+    }
+    store.orgs().unwrap();
+    drop(store);
+    let left = fs::read_dir(dir.path()).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["control.db"]);
 }

@@ -177,7 +177,7 @@ fn no_secret_is_in_the_file_and_none_is_shown() {
         }
     }
     let seeds: Vec<[u8; 32]> = {
-        let connection = store.connection();
+        let connection = store.writer();
         let mut statement = connection.prepare("SELECT seed FROM authorities").unwrap();
         statement
             .query_map([], |row| row.get(0))
@@ -200,13 +200,10 @@ fn sessions_of_one_user_are_bounded_and_the_oldest_goes() {
     let first = store.redeem(token(&store, &acme).reveal(), at(0)).unwrap();
     let count = || -> u32 {
         let sql = "SELECT count(*) FROM sessions";
-        store
-            .connection()
-            .query_row(sql, [], |row| row.get(0))
-            .unwrap()
+        store.writer().query_row(sql, [], |row| row.get(0)).unwrap()
     };
     store
-        .connection()
+        .writer()
         .execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999)
              INSERT INTO sessions SELECT randomblob(32), 1, ?1 FROM n",
