@@ -186,7 +186,8 @@ impl Store {
     /// Adds an instance to an app of the organisation's first network, in process group `app`.
     ///
     /// # Errors
-    /// When there is no such app, the region is no DNS label, or the key belongs to somebody.
+    /// When there is no such app, the region is no DNS label, or the key belongs to somebody or is no
+    /// private key's.
     pub fn add_instance(
         &self,
         org: OrgId,
@@ -220,6 +221,7 @@ impl Store {
     ) -> Result<Instance, Error> {
         label(region, "a region")?;
         label(group, "a process group")?;
+        peers::refuse_low_order(key)?;
         if RESERVED_BELOW_APP.contains(&region) {
             return Err(Error::NameInvalid("a region"));
         }
@@ -278,13 +280,14 @@ impl Store {
     /// Gives an instance another WireGuard key; answers with the one it had, to be revoked.
     ///
     /// # Errors
-    /// When there is no such instance, or the key belongs to somebody else.
+    /// When there is no such instance, or the key belongs to somebody else or is no private key's.
     pub fn set_instance_key(
         &self,
         id: &str,
         key: PublicKey,
         now: SystemTime,
     ) -> Result<PublicKey, Error> {
+        peers::refuse_low_order(key)?;
         self.write(|tx| {
             let instance = instance_by_id(tx, id)?;
             if instance.key != key {

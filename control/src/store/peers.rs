@@ -68,8 +68,8 @@ impl Store {
     /// `ttl` the peer is permanent, and stays so whatever is asked later.
     ///
     /// # Errors
-    /// When the key belongs to an instance, to another network or to a peer of another name, the
-    /// name is taken or no DNS label, or the organisation has [`MAX_PEERS`].
+    /// When the key is no private key's, or belongs to an instance, to another network or to a peer of
+    /// another name, the name is taken or no DNS label, or the organisation has [`MAX_PEERS`].
     pub fn lease_peer(
         &self,
         org: OrgId,
@@ -97,10 +97,7 @@ impl Store {
         if let Some(name) = name {
             label(name, "a peer")?;
         }
-        // The point of order one: every secret shared with it is the same.
-        if key.as_bytes() == &[0; 32] {
-            return Err(Error::PeerKeyInvalid);
-        }
+        refuse_low_order(key)?;
         let expires = ttl.map(|ttl| unix(now + ttl));
         self.write(|tx| {
             forget_expired(tx, now)?;
@@ -186,6 +183,51 @@ impl Store {
             super::logins::forget_expired(tx, now)?;
             forget_expired(tx, now)
         })
+    }
+}
+
+/// Every number that encodes a point of low order of Curve25519 or of its twist, p being 2^255 - 19:
+/// <https://cr.yp.to/ecdh.html#validate>. The top bit is none of the number's (RFC 7748, section 5).
+const LOW_ORDER: [[u8; 32]; 7] = [
+    // 0
+    [0; 32],
+    // 1
+    encoded(0x01, 0x00, 0x00),
+    // Of order 8.
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4,
+        0x6a, 0xda, 0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49,
+        0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef,
+        0x5b, 0x04, 0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f,
+        0x11, 0x57,
+    ],
+    // p - 1
+    encoded(0xec, 0xff, 0x7f),
+    // p, which is 0
+    encoded(0xed, 0xff, 0x7f),
+    // p + 1, which is 1
+    encoded(0xee, 0xff, 0x7f),
+];
+
+/// A number by its first byte, all between, and its last.
+const fn encoded(first: u8, between: u8, last: u8) -> [u8; 32] {
+    let mut bytes = [between; 32];
+    bytes[0] = first;
+    bytes[31] = last;
+    bytes
+}
+
+/// Refuses keys that no private key has: whatever is shared with one of them, everybody knows.
+pub(super) fn refuse_low_order(key: PublicKey) -> Result<(), Error> {
+    let mut bytes = *key.as_bytes();
+    bytes[31] &= 0x7f;
+    if LOW_ORDER.contains(&bytes) {
+        Err(Error::PeerKeyInvalid)
+    } else {
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Peers: leases, names, keys, bounds, views.
 
+use ring::agreement;
+
 use super::*;
 
 const TTL: Option<Duration> = Some(LEASE_TTL);
@@ -197,4 +199,55 @@ fn views_hold_live_peers_and_are_kept() {
     assert_eq!(first.host_cas, store.host_cas(acme.id).unwrap());
     let nobodys = NetworkId::new(acme.network.get() ^ 1).unwrap();
     assert_eq!(store.network_view(nobodys, at(0)).unwrap(), None);
+}
+
+/// Whether X25519 with a key gives a secret. It does not when every private key gives the same.
+fn shares_a_secret(key: PublicKey) -> bool {
+    let random = ring::rand::SystemRandom::new();
+    let ours = agreement::EphemeralPrivateKey::generate(&agreement::X25519, &random).unwrap();
+    let theirs = agreement::UnparsedPublicKey::new(&agreement::X25519, key.as_bytes());
+    agreement::agree_ephemeral(ours, &theirs, |_| ()).is_ok()
+}
+
+#[test]
+fn keys_that_share_no_secret_are_refused_whoever_is_to_have_them() {
+    let (store, acme, _) = two();
+    store.create_app(acme.id, "web", at(0)).unwrap();
+    let add = |key| store.add_instance(acme.id, "web", "ams", key, true, at(0));
+    let instance = add(key(1)).unwrap().id;
+
+    for text in [
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ] {
+        let mut bytes = [0; 32];
+        for (n, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * n..2 * n + 2], 16).unwrap();
+        }
+        for top in [0, 0x80] {
+            bytes[31] |= top;
+            let weak = PublicKey(bytes);
+            assert!(!shares_a_secret(weak), "{text}");
+            let lease = store.lease_peer(acme.id, None, weak, at(0), TTL);
+            refused(lease, "public_key_invalid");
+            refused(add(weak), "public_key_invalid");
+            let changed = store.set_instance_key(&instance, weak, at(0));
+            refused(changed, "public_key_invalid");
+        }
+    }
+
+    // Their neighbours are keys like any other.
+    for (first, between, last) in [(2, 0, 0), (9, 0, 0), (0xeb, 0xff, 0x7f), (0xef, 0xff, 0x7f)] {
+        let mut bytes = [between; 32];
+        (bytes[0], bytes[31]) = (first, last);
+        assert!(shares_a_secret(PublicKey(bytes)));
+        store
+            .lease_peer(acme.id, None, PublicKey(bytes), at(0), TTL)
+            .unwrap();
+    }
 }
