@@ -28,6 +28,9 @@ impl std::fmt::Debug for Datagrams {
 }
 
 impl Datagrams {
+    /// The largest datagram that passes; what is larger is dropped and counted.
+    pub const LARGEST: usize = wire::record::MAX_RECORD;
+
     /// Returns when the relay has accepted the session.
     pub async fn open(
         url: Url,

@@ -68,7 +68,7 @@ const BATCH: usize = 64;
 const IDLE: Duration = Duration::from_secs(300);
 
 /// The largest datagram that the relay carries.
-const LARGEST: usize = wire::record::MAX_RECORD;
+const LARGEST: usize = Datagrams::LARGEST;
 
 /// Why datagrams went no further.
 #[derive(Debug, Default)]
