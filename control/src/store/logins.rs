@@ -19,6 +19,9 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 /// Tokens of one user that wait at once.
 const MAX_WAITING: u32 = 100;
 
+/// Tokens of a local user that wait, the newest; each command at the machine may make one.
+const MAX_LOCAL_WAITING: u32 = 20;
+
 /// Sessions of one user at once; one more ends the oldest.
 const MAX_SESSIONS: u32 = 10_000;
 
@@ -78,16 +81,44 @@ impl Store {
         }
         self.write(|tx| {
             orgs::name_of(tx, org)?;
-            tx.execute(
-                "INSERT INTO users (name, created) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING",
-                params![user, unix(now)],
-            )?;
-            let sql = "SELECT id FROM users WHERE name = ?1";
-            let id = tx.query_row(sql, [user], |row| row.get(0))?;
+            let id = user_of(tx, user, now)?;
             tx.execute(
                 "INSERT INTO members (organisation, user) VALUES (?1, ?2)
                  ON CONFLICT (organisation, user) DO NOTHING",
                 params![org, id],
+            )?;
+            make_token(tx, id, now)
+        })
+    }
+
+    /// Makes a login token for one who sits at the machine and owns the directory: a user who
+    /// becomes known, and a member of every organisation there is, if that is news. It is never
+    /// refused for others that wait: when 20 wait, the oldest of this user is dropped. Whoever may
+    /// call this may let anybody in, everywhere.
+    ///
+    /// # Errors
+    /// When the name cannot be a user's.
+    pub fn create_local_login_token(
+        &self,
+        user: &str,
+        now: SystemTime,
+    ) -> Result<LoginToken, Error> {
+        if !is_user_name(user) {
+            return Err(Error::NameInvalid("a user"));
+        }
+        self.write(|tx| {
+            let id = user_of(tx, user, now)?;
+            tx.execute(
+                "INSERT INTO members (organisation, user) SELECT id, ?1 FROM organisations
+                 WHERE true ON CONFLICT (organisation, user) DO NOTHING",
+                [id],
+            )?;
+            // Of those made in the same second it does not matter which is older.
+            tx.execute(
+                "DELETE FROM login_tokens WHERE hash IN
+                    (SELECT hash FROM login_tokens WHERE user = ?1 AND used IS NULL
+                     ORDER BY expires DESC LIMIT -1 OFFSET ?2)",
+                params![id, MAX_LOCAL_WAITING - 1],
             )?;
             make_token(tx, id, now)
         })
@@ -200,6 +231,16 @@ pub(super) fn forget_expired(tx: &Connection, now: SystemTime) -> Result<(), Err
     tx.execute("DELETE FROM login_tokens WHERE expires <= ?1", [long_ago])?;
     tx.execute("DELETE FROM sessions WHERE expires <= ?1", [long_ago])?;
     Ok(())
+}
+
+/// The number of a user, who becomes known if that is news.
+fn user_of(tx: &Transaction<'_>, user: &str, now: SystemTime) -> Result<i64, Error> {
+    tx.execute(
+        "INSERT INTO users (name, created) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING",
+        params![user, unix(now)],
+    )?;
+    let sql = "SELECT id FROM users WHERE name = ?1";
+    Ok(tx.query_row(sql, [user], |row| row.get(0))?)
 }
 
 fn make_token(tx: &Transaction<'_>, user: i64, now: SystemTime) -> Result<LoginToken, Error> {

@@ -118,6 +118,36 @@ async fn sessions_are_asked_for_and_end() {
 }
 
 #[tokio::test]
+async fn a_local_command_ends_its_own_session_and_no_other() {
+    let house = House::new();
+    let log_in = async || {
+        let token = house
+            .control
+            .store
+            .create_local_login_token("local", house.now())
+            .unwrap();
+        let login = post("/login", &json!({ "token": token.token.reveal() }));
+        let body = house.call(login).await.ok();
+        assert_eq!(
+            body["orgs"],
+            json!([{ "name": "acme" }, { "name": "rival" }])
+        );
+        body["session"].as_str().unwrap().to_owned()
+    };
+    let (console, command) = (log_in().await, log_in().await);
+    let ended = house.call(by(&command, remove("/session"))).await;
+    assert_eq!(ended.status, StatusCode::NO_CONTENT);
+    house
+        .call(by(&command, remove("/session")))
+        .await
+        .refused(401, "session_unknown");
+    house
+        .call(by(&console, fetch("/orgs/rival/apps")))
+        .await
+        .ok();
+}
+
+#[tokio::test]
 async fn one_who_is_in_lets_only_themselves_in_again() {
     let house = House::new();
     let session = house.session(&house.acme, "ann").await;

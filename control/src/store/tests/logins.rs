@@ -152,6 +152,59 @@ fn a_user_cannot_be_named_like_a_field_of_a_key_id() {
     store
         .create_login_token(acme.id, "ann.o+x@example-1.com", at(0))
         .unwrap();
+    refused(
+        store.create_local_login_token("a;org=rival", at(0)),
+        "name_invalid",
+    );
+}
+
+#[test]
+fn who_owns_the_machine_is_everywhere_and_never_waits_for_tokens() {
+    let (store, acme, _) = two();
+    let local = |seconds| store.create_local_login_token("ann", at(seconds)).unwrap();
+    let theirs = store.create_login_token(acme.id, "bob", at(0)).unwrap();
+    let used = local(0);
+    let session = store.redeem(used.token.reveal(), at(0)).unwrap();
+    assert_eq!(session.orgs, ["acme", "rival"]);
+    assert_eq!(used.expires, at(600));
+
+    let made: Vec<_> = (1..=150).map(|second| local(second).token).collect();
+    let (dropped, kept) = made.split_at(130);
+    for token in dropped {
+        refused(store.redeem(token.reveal(), at(151)), "token_unknown");
+    }
+    for token in kept {
+        store.redeem(token.reveal(), at(151)).unwrap();
+    }
+    refused(store.redeem(used.token.reveal(), at(151)), "token_used");
+    store.redeem(theirs.token.reveal(), at(151)).unwrap();
+
+    // A hundred that a server made for the same user are in nobody's way.
+    for _ in 0..100 {
+        store.create_login_token(acme.id, "ann", at(200)).unwrap();
+    }
+    let token = local(200).token;
+    store.redeem(token.reveal(), at(200)).unwrap();
+
+    store.create_org("third", at(200)).unwrap();
+    let session = store.redeem(local(201).token.reveal(), at(201)).unwrap();
+    assert_eq!(session.orgs, ["acme", "rival", "third"]);
+}
+
+#[test]
+fn a_local_token_that_is_refused_leaves_nobody_a_member() {
+    let (store, _, _) = two();
+    store
+        .writer()
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE INSERT ON login_tokens
+             BEGIN SELECT raise(ABORT, 'full'); END",
+        )
+        .unwrap();
+    refused(store.create_local_login_token("ann", at(0)), "internal");
+    let sql = "SELECT (SELECT count(*) FROM users) + (SELECT count(*) FROM members)";
+    let left: u32 = store.writer().query_row(sql, [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0);
 }
 
 #[test]
