@@ -49,6 +49,10 @@ pub enum Error {
     },
     /// The principals are none, too many, or not login names.
     PrincipalsInvalid,
+    /// The organisation has two CAs of the kind already.
+    RotationUnderWay,
+    /// The organisation has one CA of the kind, which is not to be taken away.
+    NoRotation,
     /// The store was made by a newer version of this program.
     StoreTooNew,
     /// The store failed.
@@ -81,6 +85,8 @@ impl Error {
             Error::KeyRefused(_) => "key_refused",
             Error::HoursOutOfRange { .. } => "hours_out_of_range",
             Error::PrincipalsInvalid => "principals_invalid",
+            Error::RotationUnderWay => "rotation_under_way",
+            Error::NoRotation => "no_rotation",
             Error::StoreTooNew => "store_too_new",
             Error::Store(_) | Error::Internal(_) => "internal",
         }
@@ -110,6 +116,8 @@ impl Error {
             Error::HoursOutOfRange { max: 1 } => "a console's certificate lasts one hour".into(),
             Error::HoursOutOfRange { max } => format!("a certificate lasts 1 to {max} hours"),
             Error::PrincipalsInvalid => "these are no login names to sign for".into(),
+            Error::RotationUnderWay => "two CAs of this kind are trusted already".into(),
+            Error::NoRotation => "there is one CA of this kind, and it signs".into(),
             Error::StoreTooNew => "the store was made by a newer version".into(),
             Error::Store(_) | Error::Internal(_) => "the control plane failed".into(),
         }
@@ -146,6 +154,8 @@ impl Error {
             Error::PrincipalsInvalid => {
                 "give 1 to 16 names such as root, or leave `principals` out"
             }
+            Error::RotationUnderWay => "retire the older one before another is made",
+            Error::NoRotation => "make another before this one is retired",
             Error::StoreTooNew => "run that version, or choose another data directory",
             Error::Store(_) | Error::Internal(_) => "try again; the server's log says what failed",
         }

@@ -61,7 +61,9 @@ impl From<Error> for Refusal {
             Error::OrgUnknown | Error::AppUnknown | Error::InstanceUnknown | Error::PeerUnknown => {
                 StatusCode::NOT_FOUND
             }
-            Error::NameTaken(_) | Error::KeyTaken => StatusCode::CONFLICT,
+            Error::NameTaken(_) | Error::KeyTaken | Error::RotationUnderWay | Error::NoRotation => {
+                StatusCode::CONFLICT
+            }
             Error::TooManyTokens | Error::TooManyPeers => StatusCode::TOO_MANY_REQUESTS,
             Error::NameInvalid(_)
             | Error::PeerKeyInvalid

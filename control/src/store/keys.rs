@@ -12,11 +12,17 @@ use crate::{
     certificate::{Authority, new_seed},
 };
 
+/// What an SSH CA signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AuthorityKind {
+pub enum AuthorityKind {
+    /// Certificates of users, which instances trust.
     User,
+    /// Certificates of instances, which clients trust.
     Host,
 }
+
+/// The CAs of one kind that an organisation has at once: what is told of them in one DNS answer.
+const MAX_AUTHORITIES: u32 = 2;
 
 impl AuthorityKind {
     fn name(self) -> &'static str {
@@ -42,6 +48,49 @@ impl Store {
     /// When there is no such organisation, or the store fails.
     pub fn host_cas(&self, org: OrgId) -> Result<Vec<String>, Error> {
         self.read(|tx| public_lines(tx, org, AuthorityKind::Host))
+    }
+
+    /// Begins a rotation: makes another CA, which signs from now on, and answers with its line. The
+    /// one that signed until now stays trusted. Instances ask for the lines at each login; a client
+    /// is told them with its next lease or certificate, and refuses the new host CA until then.
+    ///
+    /// # Errors
+    /// When there is no such organisation, or an older CA still waits to be retired.
+    pub fn rotate_authority(
+        &self,
+        org: OrgId,
+        kind: AuthorityKind,
+        now: SystemTime,
+    ) -> Result<String, Error> {
+        self.write(|tx| {
+            orgs::name_of(tx, org)?;
+            if count(tx, org, kind)? >= MAX_AUTHORITIES {
+                return Err(Error::RotationUnderWay);
+            }
+            make_authority(tx, org, kind, now)?;
+            signing(tx, org, kind)?.public_line()
+        })
+    }
+
+    /// Ends a rotation: the oldest CA is told to nobody any more and its key is deleted. Answers with
+    /// the line it had. Who asks for the lines from then on refuses what it signed, whatever time
+    /// that has left.
+    ///
+    /// # Errors
+    /// When there is no such organisation, or it has one CA of the kind: that one signs.
+    pub fn retire_authority(&self, org: OrgId, kind: AuthorityKind) -> Result<String, Error> {
+        self.write(|tx| {
+            let held = authorities(tx, org, kind)?;
+            let [_, .., oldest] = &held[..] else {
+                return Err(Error::NoRotation);
+            };
+            tx.execute(
+                "DELETE FROM authorities WHERE id =
+                    (SELECT min(id) FROM authorities WHERE organisation = ?1 AND kind = ?2)",
+                params![org, kind.name()],
+            )?;
+            oldest.public_line()
+        })
     }
 
     /// Signs a user's public key. A source must be the own address of a peer of the organisation
@@ -129,14 +178,27 @@ pub(super) fn make_authorities(
     org: OrgId,
     now: SystemTime,
 ) -> Result<(), Error> {
-    for kind in [AuthorityKind::User, AuthorityKind::Host] {
-        let seed = new_seed()?;
-        tx.execute(
-            "INSERT INTO authorities (organisation, kind, seed, created) VALUES (?1, ?2, ?3, ?4)",
-            params![org, kind.name(), seed.as_slice(), unix(now)],
-        )?;
-    }
+    make_authority(tx, org, AuthorityKind::User, now)?;
+    make_authority(tx, org, AuthorityKind::Host, now)
+}
+
+fn make_authority(
+    tx: &Transaction<'_>,
+    org: OrgId,
+    kind: AuthorityKind,
+    now: SystemTime,
+) -> Result<(), Error> {
+    let seed = new_seed()?;
+    tx.execute(
+        "INSERT INTO authorities (organisation, kind, seed, created) VALUES (?1, ?2, ?3, ?4)",
+        params![org, kind.name(), seed.as_slice(), unix(now)],
+    )?;
     Ok(())
+}
+
+fn count(tx: &Connection, org: OrgId, kind: AuthorityKind) -> Result<u32, Error> {
+    let sql = "SELECT count(*) FROM authorities WHERE organisation = ?1 AND kind = ?2";
+    Ok(tx.query_row(sql, params![org, kind.name()], |row| row.get(0))?)
 }
 
 fn signing(tx: &Connection, org: OrgId, kind: AuthorityKind) -> Result<Authority, Error> {

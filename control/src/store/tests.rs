@@ -4,6 +4,7 @@ mod files;
 mod leases;
 mod logins;
 mod orgs;
+mod rotation;
 
 use std::{collections::BTreeSet, os::unix::fs::PermissionsExt, sync::Arc};
 
