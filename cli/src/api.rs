@@ -1,27 +1,33 @@
 //! The HTTP API of control, as the commands of this machine call it.
 //!
-//! The server is trusted by the very certificate that lies in its data directory, and by nothing
-//! else; the login is a token made through the store there.
+//! The server is trusted by the fingerprint that it left in its data directory, and by nothing
+//! else. The login is a token made through the store there; its session is kept beside it, so that
+//! a thousand commands are one session, and is replaced when control no longer takes it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow};
+use carrier::Trust;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::data_dir::{DataDir, DataDirArg};
+use crate::data_dir::{DataDir, DataDirArg, Running};
 
 /// A logged in caller.
 pub(crate) struct Api {
-    host: String,
+    dir: DataDir,
+    running: Running,
     tls: Arc<rustls::ClientConfig>,
-    session: String,
+    session: Mutex<Option<String>>,
 }
 
 /// Answers are lists of apps and peers; nothing near this size.
@@ -31,27 +37,25 @@ const MAX_ANSWER: usize = 8 << 20;
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Api {
-    /// Logs in to the system that runs on the data directory, as the local user.
+    /// The system that runs on the data directory, as the local user.
     pub(crate) async fn local(arg: &DataDirArg) -> anyhow::Result<Api> {
         let dir = arg.find()?;
         let running = dir.running()?;
-        let host = running.url.trim_start_matches("https://").to_owned();
-        let mut api = Api {
-            host,
-            tls: Arc::new(trust(&dir)?),
-            session: String::new(),
+        let api = Api {
+            tls: carrier::tls_config(&trust(&running)?)?,
+            session: Mutex::new(dir.session()),
+            dir,
+            running,
         };
-        let token = crate::up::local_login_token(&dir)?;
-        let login: Login = api
-            .call(
-                Method::POST,
-                "/api/v1/login",
-                &json!({ "token": token.token.reveal() }),
-            )
-            .await
-            .with_context(|| format!("cannot log in to {}", running.url))?;
-        api.session = login.session;
+        if api.session().is_none() {
+            Box::pin(api.login()).await?;
+        }
         Ok(api)
+    }
+
+    /// What the certificate of API and relay has to pass.
+    pub(crate) fn trust(&self) -> anyhow::Result<Trust> {
+        trust(&self.running)
     }
 
     /// One call; a refusal becomes an error with its code and hint.
@@ -61,13 +65,22 @@ impl Api {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<A> {
-        let answer = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await;
-        answer.map_err(|_| {
-            anyhow!(
-                "{} does not answer\nhint: is `underpass up` stuck?",
-                self.host
-            )
-        })?
+        let body = if method == Method::GET {
+            Vec::new()
+        } else {
+            serde_json::to_vec(body)?
+        };
+        let first = self.exchange(&method, path, &body, self.session()).await?;
+        match first {
+            Answer::Is(answer) => Ok(answer),
+            Answer::Refused(status, error) if status == StatusCode::UNAUTHORIZED => {
+                tracing::debug!("a new session: {error:#}");
+                Box::pin(self.login()).await?;
+                let again = self.exchange(&method, path, &body, self.session()).await?;
+                again.ok()
+            }
+            refused => refused.ok(),
+        }
     }
 
     /// A call without a body.
@@ -75,60 +88,108 @@ impl Api {
         self.call(Method::GET, path, &()).await
     }
 
+    /// Replaces the session by a new one.
+    async fn login(&self) -> anyhow::Result<()> {
+        let token = crate::up::local_login_token(&self.dir)?;
+        let body = serde_json::to_vec(&json!({ "token": token.token.reveal() }))?;
+        let answer = self
+            .exchange::<Login>(&Method::POST, "/api/v1/login", &body, None)
+            .await;
+        let login = answer.and_then(Answer::ok);
+        let login = login.with_context(|| format!("cannot log in to {}", self.running.url))?;
+        self.dir.keep_session(&login.session)?;
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(login.session);
+        Ok(())
+    }
+
+    fn session(&self) -> Option<String> {
+        self.session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     async fn exchange<A: DeserializeOwned>(
         &self,
-        method: Method,
+        method: &Method,
         path: &str,
-        body: &impl Serialize,
-    ) -> anyhow::Result<A> {
-        let stream = TcpStream::connect(&self.host).await.with_context(|| {
-            format!(
-                "nothing listens on {}\nhint: start it with `underpass up`",
-                self.host
-            )
+        body: &[u8],
+        session: Option<String>,
+    ) -> anyhow::Result<Answer<A>> {
+        let exchange = self.exchange_untimed(method, path, body, session);
+        let answer = tokio::time::timeout(TIMEOUT, exchange).await;
+        let url = &self.running.url;
+        answer.map_err(|_| anyhow!("{url} does not answer\nhint: is `underpass up` stuck?"))?
+    }
+
+    async fn exchange_untimed<A: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &[u8],
+        session: Option<String>,
+    ) -> anyhow::Result<Answer<A>> {
+        let address = self.running.address;
+        let stream = TcpStream::connect(address).await.with_context(|| {
+            format!("nothing listens on {address}\nhint: start it with `underpass up`")
         })?;
-        let name = self
-            .host
-            .rsplit_once(':')
-            .map_or(self.host.as_str(), |(name, _)| name);
-        let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())?;
-        let tls = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls))
-            .connect(name, stream)
+        let uri: http::Uri = self.running.url.parse()?;
+        let authority = uri
+            .authority()
+            .context("up.json has no host\nhint: restart `underpass up`")?;
+        let name = authority.host().trim_matches(['[', ']']).to_owned();
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
+        let tls = connector
+            .connect(ServerName::try_from(name)?, stream)
             .await?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         let connection = tokio::spawn(connection);
         let mut request = Request::builder()
-            .method(&method)
+            .method(method)
             .uri(path)
-            .header(header::HOST, &self.host)
+            .header(header::HOST, authority.as_str())
             .header(header::CONTENT_TYPE, "application/json");
-        if !self.session.is_empty() {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.session));
+        if let Some(session) = session {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {session}"));
         }
-        let body = if method == Method::GET {
-            Vec::new()
-        } else {
-            serde_json::to_vec(body)?
-        };
-        let response = sender
-            .send_request(request.body(Full::new(Bytes::from(body)))?)
-            .await?;
+        let request = request.body(Full::new(Bytes::copy_from_slice(body)))?;
+        let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await;
-        let body = body
-            .map_err(|error| anyhow!("the answer broke off: {error}"))?
-            .to_bytes();
+        let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
+        let body = body.to_bytes();
         connection.abort();
         if !status.is_success() {
-            return Err(refusal(status, &body));
+            return Ok(Answer::Refused(status, refusal(status, &body)));
         }
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
-        serde_json::from_slice(body)
-            .context("an answer of another version\nhint: restart `underpass up`")
+        let answer = serde_json::from_slice(body);
+        let answer =
+            answer.context("an answer of another version\nhint: restart `underpass up`")?;
+        Ok(Answer::Is(answer))
     }
+}
+
+/// What a call brought.
+enum Answer<A> {
+    Is(A),
+    Refused(StatusCode, anyhow::Error),
+}
+
+impl<A> Answer<A> {
+    fn ok(self) -> anyhow::Result<A> {
+        match self {
+            Answer::Is(answer) => Ok(answer),
+            Answer::Refused(_, error) => Err(error),
+        }
+    }
+}
+
+fn trust(running: &Running) -> anyhow::Result<Trust> {
+    Ok(Trust::fingerprint(&running.fingerprint)?)
 }
 
 #[derive(Deserialize)]
@@ -155,21 +216,4 @@ fn refusal(status: StatusCode, body: &[u8]) -> anyhow::Error {
         }
         Err(_) => anyhow!("the server answered {status}"),
     }
-}
-
-fn trust(dir: &DataDir) -> anyhow::Result<rustls::ClientConfig> {
-    let path = dir.certificate();
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(&path).with_context(|| {
-        format!(
-            "cannot read {}\nhint: restart `underpass up`",
-            path.display()
-        )
-    })? {
-        roots.add(certificate?)?;
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

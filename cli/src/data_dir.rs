@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::Write,
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -73,8 +74,12 @@ pub(crate) struct DataDir(PathBuf);
 pub(crate) struct Running {
     /// Its process.
     pub(crate) pid: u32,
-    /// `https://127.0.0.1:8443`.
+    /// `https://127.0.0.1:8443`, as people reach it.
     pub(crate) url: String,
+    /// Where this machine reaches it.
+    pub(crate) address: SocketAddr,
+    /// SHA-256 of the certificate it presents, the only one that is trusted.
+    pub(crate) fingerprint: String,
 }
 
 impl DataDir {
@@ -106,11 +111,6 @@ impl DataDir {
     /// The store of control.
     pub(crate) fn store(&self) -> PathBuf {
         self.0.join("underpass.db")
-    }
-
-    /// The TLS certificate that the system presents.
-    pub(crate) fn certificate(&self) -> PathBuf {
-        self.0.join("tls/cert.pem")
     }
 
     /// Holds the directory for one process at a time, for as long as the answer lives.
@@ -146,6 +146,21 @@ impl DataDir {
             .context("up.json cannot be read\nhint: restart `underpass up`")
     }
 
+    /// The session that the commands of this machine share, if there is one.
+    pub(crate) fn session(&self) -> Option<String> {
+        fs::read_to_string(self.0.join("session")).ok()
+    }
+
+    /// Lets the next command log in anew.
+    pub(crate) fn forget_session(&self) {
+        let _gone = fs::remove_file(self.0.join("session"));
+    }
+
+    /// Keeps a session for the next command.
+    pub(crate) fn keep_session(&self, session: &str) -> anyhow::Result<()> {
+        self.write_private("session", session.as_bytes())
+    }
+
     /// Reads a file of secrets, or makes it (mode 0600) from `fresh`.
     pub(crate) fn secret<const N: usize>(
         &self,
@@ -171,7 +186,8 @@ impl DataDir {
     /// Writes a file that its owner alone can read, whole or not at all.
     fn write_private(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.0.join(name);
-        let draft = self.0.join(format!("{name}.new"));
+        // Commands may write at the same time.
+        let draft = self.0.join(format!("{name}.{}", std::process::id()));
         let mut file = open_private(&draft)?;
         file.set_len(0)?;
         file.write_all(bytes)?;

@@ -255,3 +255,26 @@ fn up_stops_cleanly() {
         "nothing points to it any more"
     );
 }
+
+/// The page's files are in the binary: no path leads to a file of the machine, whatever it is made of.
+#[test]
+fn no_path_leads_out_of_the_page() {
+    let system = Setup::default().start();
+    let fetch = |path: &str| system.api_with("GET", path, None, None, &["--path-as-is"]);
+    let page = fetch("/");
+    assert_eq!(page.status, 200, "{}", page.body);
+    let up = "/..".repeat(12);
+    let targets = (0..32).map(|fd| format!("proc/self/fd/{fd}"));
+    let targets = targets.chain(["etc/mtab", "etc/passwd", "proc/self/environ"].map(String::from));
+    for target in targets {
+        for path in [
+            format!("{up}/{target}"),
+            format!("/assets{up}/{target}"),
+            format!("//{target}"),
+            format!("/{}/{target}", "%2e%2e/".repeat(12)),
+        ] {
+            let reply = fetch(&path);
+            assert_eq!(reply.status, 404, "{path}: {}", reply.body);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use carrier::Datagrams;
 use serde_json::json;
 use tokio::{
@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     client::{
         OrgArg,
-        network::{Peer, explain},
+        network::{Peer, explain, lease_lost},
         terminal::{ended_by_signal, exit_code_of_signal},
     },
     data_dir::DataDirArg,
@@ -133,7 +133,7 @@ async fn serve(args: &Args, peer: &Peer, socket: UdpSocket) -> anyhow::Result<()
     });
     tokio::select! {
         ended = distribute(&bridge) => ended,
-        () = keep => Err(anyhow!("the lease of this bridge was lost\nhint: start it again")),
+        () = keep => Err(lease_lost()),
     }
 }
 

@@ -132,8 +132,8 @@ pub(crate) struct Peer {
 impl Peer {
     /// Makes a key and leases it.
     pub(crate) async fn lease(data_dir: &DataDirArg, org: &OrgArg) -> anyhow::Result<Peer> {
-        let trust = Trust::PemFile(data_dir.find()?.certificate());
-        let api = Api::local(data_dir).await?;
+        let api = Box::pin(Api::local(data_dir)).await?;
+        let trust = api.trust()?;
         let org = org.choose(&api).await?;
         let key = PrivateKey::from_bytes(random()?);
         let lease = lease(&api, &org, &key).await?;
@@ -219,12 +219,15 @@ impl Peer {
         })
     }
 
-    /// Keeps the lease; `renewed` hears of each new token of the relay. It never ends.
+    /// Keeps the lease; `renewed` hears of each new token of the relay. Ends when the lease is
+    /// lost: it ended while this machine slept, or somebody removed the peer, and what control
+    /// leases now is another address.
     pub(crate) async fn keep(&self, renewed: impl Fn(String)) {
         let mut after = RENEW_EVERY;
         loop {
             tokio::time::sleep(after).await;
             after = match lease(&self.api, &self.org, &self.key).await {
+                Ok(lease) if lease.address != self.lease.address => return,
                 Ok(lease) => {
                     renewed(lease.relay.token);
                     RENEW_EVERY
@@ -247,6 +250,14 @@ impl Peer {
             tracing::debug!("the lease was not given back: {error:#}");
         }
     }
+}
+
+/// What [`Peer::keep`] ends in.
+pub(crate) fn lease_lost() -> anyhow::Error {
+    anyhow!(
+        "this command's address was given away (lease_lost)\n\
+         hint: it slept too long or its peer was removed; run it again"
+    )
 }
 
 /// A tunnel that runs.
@@ -283,7 +294,11 @@ impl Network {
         };
         let renewal = tokio::spawn({
             let (peer, handle) = (Arc::clone(&peer), handle.clone());
-            async move { peer.keep(|token| handle.set_token(Some(token))).await }
+            async move {
+                peer.keep(|token| handle.set_token(Some(token))).await;
+                eprintln!("underpass: {}", lease_lost());
+                handle.close().await;
+            }
         });
         Ok(Network {
             peer,

@@ -163,6 +163,8 @@ impl Up {
         dir.announce(&Running {
             pid: std::process::id(),
             url: url.clone(),
+            address: config::reachable(listen),
+            fingerprint: certificate.fingerprint().to_string(),
         })?;
         let report = report::Report {
             json: config.json,
@@ -195,6 +197,8 @@ pub(crate) fn local_login_token(dir: &DataDir) -> anyhow::Result<control::LoginT
 /// Makes an organisation, and returns its network as a prefix.
 pub(crate) fn create_org(dir: &DataDir, name: &str) -> anyhow::Result<String> {
     let org = Store::open(dir.store())?.create_org(name, now())?;
+    // The next login makes the local user a member.
+    dir.forget_session();
     Ok(org.network.prefix().to_string())
 }
 
@@ -220,15 +224,10 @@ pub(crate) fn now() -> SystemTime {
 
 /// A token for the local user, who is a member of every organisation of a directory he owns.
 fn login_token(store: &Store) -> anyhow::Result<control::LoginToken> {
-    let mut orgs = store.orgs()?;
-    if orgs.is_empty() {
-        orgs.push(store.create_org(FIRST_ORG, now())?);
+    if store.orgs()?.is_empty() {
+        store.create_org(FIRST_ORG, now())?;
     }
-    let tokens = orgs
-        .iter()
-        .map(|org| store.create_login_token(org.id, LOCAL_USER, now()));
-    let last = tokens.last().context("no organisation")?;
-    Ok(last?)
+    Ok(store.create_local_login_token(LOCAL_USER, now())?)
 }
 
 /// The gateway's view of the store.

@@ -3,7 +3,7 @@
 use axum::{
     Router,
     extract::Request,
-    http::{StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
 use rust_embed::RustEmbed;
@@ -30,7 +30,9 @@ pub(crate) fn router(embedders: &[String]) -> Router {
 fn serve(request: &Request, ancestors: &str) -> Response {
     let path = request.uri().path().trim_start_matches('/');
     let path = if path.is_empty() { "index.html" } else { path };
-    let Some(file) = Dist::get(path) else {
+    // The files are in the binary; a name that walks is none of theirs all the same.
+    let walks = path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\\');
+    let Some(file) = Dist::get(path).filter(|_| !walks) else {
         return missing(path);
     };
     let host = request
@@ -50,9 +52,13 @@ fn serve(request: &Request, ancestors: &str) -> Response {
         (header::CONTENT_SECURITY_POLICY, policy(host, ancestors)),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
         (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (OPENER_POLICY, "same-origin".to_owned()),
     ];
     (headers, file.data).into_response()
 }
+
+/// Whoever opened the console's window gets no handle of it.
+const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
 /// The page's policy, kept beside the page.
 const POLICY: &str = include_str!("../../../www/csp.txt");
