@@ -116,7 +116,9 @@ impl Setup<'_> {
             }
         }
         command.args(self.arguments);
+        // Shells on the instances are this user's: they find an empty home, not his start-up files.
         command
+            .env("HOME", directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

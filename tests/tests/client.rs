@@ -622,7 +622,7 @@ fn a_terminal_is_a_terminal() {
     keys(&[&console, "Enter"]);
     shows("connected to web.internal over UDP");
     keys(&["PS1='there> '; unset PROMPT_COMMAND; clear", "Enter"]);
-    shows("there> ");
+    shows("there>");
     keys(&["stty size", "Enter"]);
     shows("30 100");
     tmux(&["resize-window", "-x", "90", "-y", "20"]).ok();
