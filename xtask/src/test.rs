@@ -72,7 +72,7 @@ impl Part {
                 let test = "cargo test --quiet --workspace --no-fail-fast --exclude tests";
                 sh::run(&mut sh::line(root, test))?;
                 // Each of these is a whole system with its peers: one at a time.
-                let test = "cargo test --quiet --package tests --no-fail-fast -- --test-threads=1";
+                let test = "cargo test --quiet --package tests --no-fail-fast -- --test-threads=1 --nocapture";
                 sh::run(sh::line(root, test).env(BINARY, binary(root)))
             }
             Part::Sim => sh::run(&mut sh::line(&root.join("tests/sim"), "cargo test --quiet")),
