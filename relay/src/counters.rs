@@ -40,6 +40,7 @@ counters! {
     ConnectionsFull, "connections_full", "Connections dropped at the limit in all.";
     ConnectionsFullSource, "connections_full_source", "Connections dropped at the limit of one source.";
     HandshakesFull, "tls_handshakes_full", "Connections dropped at the limit of TLS handshakes under way.";
+    HandshakesFullSource, "tls_handshakes_full_source", "Connections dropped at the limit of TLS handshakes of one source.";
     TlsFailed, "tls_failed", "TLS handshakes that failed.";
     TlsTimeout, "tls_timeout", "TLS handshakes that took too long.";
     Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";

@@ -22,7 +22,6 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,6 +42,8 @@ pub struct AcceptLimits {
     pub connections_per_source: usize,
     /// TLS handshakes under way at the same time.
     pub handshakes: usize,
+    /// TLS handshakes under way from one IPv4 address or one IPv6 /64.
+    pub handshakes_per_source: usize,
     /// A TLS handshake ends within this time.
     pub handshake_timeout: Duration,
     /// The headers of a request arrive within this time; so long may a connection wait for its
@@ -69,6 +70,7 @@ impl Default for AcceptLimits {
             connections: 12_000,
             connections_per_source: 2_000,
             handshakes: 512,
+            handshakes_per_source: 128,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             header_bytes: 16 * 1024,
@@ -100,7 +102,7 @@ pub async fn serve(
         cut_off: CancellationToken::new(),
     });
     let slots = Slots::new(limits.connections, limits.connections_per_source);
-    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let handshakes = Slots::new(limits.handshakes, limits.handshakes_per_source);
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -131,9 +133,16 @@ pub async fn serve(
                 continue;
             }
         };
-        let Ok(handshake) = handshakes.clone().try_acquire_owned() else {
-            server.counters.count(Counter::HandshakesFull);
-            continue;
+        let handshake = match handshakes.take(client.ip()) {
+            Ok(handshake) => handshake,
+            Err(NoSlot::InAll) => {
+                server.counters.count(Counter::HandshakesFull);
+                continue;
+            }
+            Err(NoSlot::PerSource) => {
+                server.counters.count(Counter::HandshakesFullSource);
+                continue;
+            }
         };
         connections.spawn(Arc::clone(&server).connection(tcp, client, slot, handshake));
     }
@@ -160,7 +169,7 @@ impl Server {
         tcp: TcpStream,
         client: SocketAddr,
         slot: Slot,
-        handshake: OwnedSemaphorePermit,
+        handshake: Slot,
     ) {
         // These fail on a connection that is gone already, and then the handshake says so.
         let _ = tcp.set_nodelay(true);

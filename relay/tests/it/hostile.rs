@@ -321,3 +321,25 @@ async fn connections_are_limited_until_their_sockets_close() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     fixture.client().await;
 }
+
+/// Handshakes that one source begins and never goes on with keep nobody else out.
+#[tokio::test]
+async fn one_source_cannot_take_every_handshake() {
+    let fixture = fixture_with(|_, limits| {
+        limits.handshakes = 8;
+        limits.handshakes_per_source = 4;
+    })
+    .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+    let mut silent = vec![socket.connect(fixture.address).await.unwrap()];
+    for _ in 0..11 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        silent.push(socket.connect(fixture.address).await.unwrap());
+    }
+    // Connections are accepted in order: the handshake of another source comes after all of these.
+    fixture.tls().await;
+    assert_eq!(fixture.count(Counter::HandshakesFullSource), 8);
+    assert_eq!(fixture.count(Counter::HandshakesFull), 0);
+}
