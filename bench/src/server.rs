@@ -167,6 +167,7 @@ async fn relay(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAdd
     config.limits.sessions_per_source = config.limits.sessions;
     let limits = AcceptLimits {
         connections_per_source: AcceptLimits::default().connections,
+        handshakes_per_source: AcceptLimits::default().handshakes,
         ..AcceptLimits::default()
     };
     let counters = Arc::new(Counters::new());
