@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::data_dir::{DataDir, DataDirArg, Running};
+use crate::{
+    client::args::SystemArg,
+    data_dir::{DataDir, Running},
+};
 
 /// A logged in caller.
 pub(crate) struct Api {
@@ -38,8 +41,8 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Api {
     /// The system that runs on the data directory, as the local user.
-    pub(crate) async fn local(arg: &DataDirArg) -> anyhow::Result<Api> {
-        let dir = arg.find()?;
+    pub(crate) async fn open(arg: &SystemArg) -> anyhow::Result<Api> {
+        let dir = arg.data_dir.find()?;
         let running = dir.running()?;
         let api = Api {
             tls: carrier::tls_config(&trust(&running)?)?,

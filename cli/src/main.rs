@@ -3,6 +3,9 @@
 //! One binary holds the client commands and the server roles. Arguments become configuration here,
 //! before anything is opened; what a command does lies in a module of its name.
 
+#[macro_use]
+mod output;
+
 mod api;
 mod client;
 mod data_dir;

@@ -2,18 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{api::Api, client::OrgArg, data_dir::DataDirArg};
+use crate::{api::Api, client::args::Common};
 
 /// List apps and their instances.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    data_dir: DataDirArg,
-    #[command(flatten)]
-    org: OrgArg,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    common: Common,
 }
 
 /// What control answers for an organisation's apps.
@@ -46,12 +41,11 @@ pub(crate) async fn list(api: &Api, org: &str) -> anyhow::Result<Vec<App>> {
 
 /// Prints one line per instance.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let api = Api::local(&args.data_dir).await?;
-    let org = args.org.choose(&api).await?;
+    let (api, org) = args.common.scope.open().await?;
     let apps = Apps {
         apps: list(&api, &org).await?,
     };
-    if args.json {
+    if args.common.json {
         println!("{}", serde_json::to_string(&apps)?);
         return Ok(());
     }

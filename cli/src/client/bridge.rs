@@ -23,13 +23,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    client::{
-        OrgArg,
-        network::{Peer, explain, lease_lost},
-        terminal::{ended_by_signal, exit_code_of_signal},
-    },
-    data_dir::DataDirArg,
+use crate::client::{
+    args::Scope,
+    network::{Peer, explain, lease_lost},
+    terminal::{ended_by_signal, exit_code_of_signal},
 };
 
 /// Arguments of `bridge`.
@@ -47,9 +44,7 @@ pub(crate) struct Args {
     #[arg(long)]
     systemd: bool,
     #[command(flatten)]
-    data_dir: DataDirArg,
-    #[command(flatten)]
-    org: OrgArg,
+    scope: Scope,
     /// Print one line of JSON when the port is open
     #[arg(long)]
     json: bool,
@@ -100,7 +95,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             args.listen
         )
     })?;
-    let peer = Box::pin(Peer::lease(&args.data_dir, &args.org)).await?;
+    let peer = Box::pin(Peer::lease(&args.scope)).await?;
     let ended = tokio::select! {
         ended = serve(&args, &peer, socket) => ended.map(|()| ExitCode::SUCCESS),
         signal = ended_by_signal() => Ok(ExitCode::from(exit_code_of_signal(signal))),
@@ -237,14 +232,14 @@ fn unit(args: &Args) -> anyhow::Result<String> {
         Ok(text.to_owned())
     };
     let program = std::env::current_exe().context("the path of this program is not known")?;
-    let dir = args.data_dir.find()?;
+    let dir = args.scope.system.data_dir.find()?;
     let mut command = format!(
         "{} bridge --listen {} --data-dir {}",
         word(&program.to_string_lossy())?,
         args.listen,
         word(&dir.path().to_string_lossy())?
     );
-    if let Some(org) = &args.org.org {
+    if let Some(org) = &args.scope.org.org {
         command += &format!(" --org {}", word(org)?);
     }
     Ok(format!(

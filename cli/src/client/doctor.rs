@@ -72,7 +72,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn examine(args: &Args, report: &mut Report) {
     let peer = report.step("control", async {
-        let peer = Box::pin(Peer::lease(&args.network.data_dir, &args.network.org)).await?;
+        let peer = Box::pin(Peer::lease(&args.network.scope)).await?;
         let said = format!("leased {} in {}", peer.lease.address()?, peer.org);
         Ok((peer, said))
     });

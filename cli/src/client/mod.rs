@@ -1,6 +1,7 @@
 //! The commands that speak to a running system.
 
 pub(crate) mod apps;
+pub(crate) mod args;
 pub(crate) mod bridge;
 pub(crate) mod console;
 pub(crate) mod dig;
@@ -21,38 +22,6 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::api::Api;
-
-/// `--org ORG`, for commands that work within one organisation.
-#[derive(clap::Args, Clone, Debug)]
-pub(crate) struct OrgArg {
-    /// The organisation; may be left out where there is only one
-    #[arg(
-        long,
-        short,
-        value_name = "ORG",
-        env = "UNDERPASS_ORG",
-        hide_env_values = true
-    )]
-    pub(crate) org: Option<String>,
-}
-
-impl OrgArg {
-    /// The organisation meant: the one named, or the only one.
-    pub(crate) async fn choose(&self, api: &Api) -> anyhow::Result<String> {
-        if let Some(org) = &self.org {
-            return Ok(org.clone());
-        }
-        let mut names: Vec<String> = list(api).await?.into_iter().map(|org| org.name).collect();
-        match names.len() {
-            0 => bail!("there is no organisation yet\nhint: underpass orgs create NAME"),
-            1 => Ok(names.remove(0)),
-            _ => bail!(
-                "which organisation?\nhint: --org with one of {}",
-                names.join(", ")
-            ),
-        }
-    }
-}
 
 /// An organisation, as control lists it.
 #[derive(Debug, Deserialize, serde::Serialize)]

@@ -19,15 +19,13 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tunnel::{Answer, Class, PrivateKey, RecordKind};
 
-use crate::{api::Api, client::OrgArg, data_dir::DataDirArg};
+use crate::{api::Api, client::args::Scope};
 
 /// What every command takes that sends packets into a network.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct NetworkArgs {
     #[command(flatten)]
-    pub(crate) data_dir: DataDirArg,
-    #[command(flatten)]
-    pub(crate) org: OrgArg,
+    pub(crate) scope: Scope,
     /// Use UDP alone
     #[arg(long, conflicts_with = "websockets")]
     udp: bool,
@@ -131,10 +129,9 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Makes a key and leases it.
-    pub(crate) async fn lease(data_dir: &DataDirArg, org: &OrgArg) -> anyhow::Result<Peer> {
-        let api = Box::pin(Api::local(data_dir)).await?;
+    pub(crate) async fn lease(scope: &Scope) -> anyhow::Result<Peer> {
+        let (api, org) = Box::pin(scope.open()).await?;
         let trust = api.trust()?;
-        let org = org.choose(&api).await?;
         let key = PrivateKey::from_bytes(random()?);
         let lease = lease(&api, &org, &key).await?;
         Ok(Peer {
@@ -280,7 +277,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 impl Network {
     /// Leases a peer and starts its tunnel, without waiting for the gateway.
     pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
-        let peer = Arc::new(Box::pin(Peer::lease(&args.data_dir, &args.org)).await?);
+        let peer = Arc::new(Box::pin(Peer::lease(&args.scope)).await?);
         let started = async {
             let transport = peer.transport(args.way()).await?;
             Box::pin(peer.start(transport)).await

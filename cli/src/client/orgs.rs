@@ -2,7 +2,11 @@
 
 use serde_json::json;
 
-use crate::{api::Api, client, data_dir::DataDirArg, up};
+use crate::{
+    api::Api,
+    client::{self, args::SystemArg},
+    up,
+};
 
 /// List and create organisations.
 #[derive(clap::Subcommand, Debug)]
@@ -22,7 +26,7 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    data_dir: DataDirArg,
+    system: SystemArg,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List(args) => {
-            let orgs = client::list(&Api::local(&args.data_dir).await?).await?;
+            let orgs = client::list(&Api::open(&args.system).await?).await?;
             if args.json {
                 println!("{}", json!({ "orgs": orgs }));
             } else {
@@ -40,7 +44,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
             }
         }
         Command::Create { name, args } => {
-            let network = up::create_org(&args.data_dir.find()?, &name)?;
+            let network = up::create_org(&args.system.data_dir.find()?, &name)?;
             if args.json {
                 println!("{}", json!({ "name": name, "network": network }));
             } else {

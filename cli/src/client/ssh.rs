@@ -16,11 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 use ssh_key::{Algorithm, LineEnding, PrivateKey, private::Ed25519Keypair, private::KeypairData};
 
-use crate::{
-    api::Api,
-    client::{self, OrgArg},
-    data_dir::DataDirArg,
-};
+use crate::client::{self, args::Common};
 
 /// Shells and commands on instances, keys and certificates for SSH.
 #[derive(clap::Subcommand, Debug)]
@@ -69,12 +65,7 @@ pub(crate) struct Issue {
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
-    data_dir: DataDirArg,
-    #[command(flatten)]
-    org: OrgArg,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    common: Common,
 }
 
 /// What control answers to a public key.
@@ -107,8 +98,7 @@ async fn issue(issue: Issue) -> anyhow::Result<()> {
             );
         }
     }
-    let api = Api::local(&issue.data_dir).await?;
-    let org = issue.org.choose(&api).await?;
+    let (api, org) = issue.common.scope.open().await?;
     let key = fresh_key(&format!("underpass {org}"))?;
     let mut body = json!({ "public_key": key.public_key().to_openssh()?, "hours": issue.hours });
     if !issue.user.is_empty() {
@@ -128,7 +118,7 @@ async fn issue(issue: Issue) -> anyhow::Result<()> {
         .map(|ca| line(&format!("@cert-authority *.internal,fdaa:* {ca}")))
         .collect();
     client::write_secret(&known_hosts, &trust, issue.overwrite)?;
-    if issue.json {
+    if issue.common.json {
         let files =
             json!({ "key": issue.path, "certificate": certificate, "known_hosts": known_hosts });
         println!(

@@ -7,11 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tunnel::PrivateKey;
 
-use crate::{
-    api::Api,
-    client::{self, OrgArg},
-    data_dir::DataDirArg,
-};
+use crate::client::{self, args::Common};
 
 /// Create, list and remove WireGuard peers.
 #[derive(clap::Subcommand, Debug)]
@@ -31,29 +27,17 @@ pub(crate) enum Command {
         #[arg(long)]
         overwrite: bool,
         #[command(flatten)]
-        args: Args,
+        common: Common,
     },
     /// List the peers of an organisation
-    List(Args),
+    List(Common),
     /// Remove a peer; its sessions end at once
     Remove {
         /// The peer's name
         name: String,
         #[command(flatten)]
-        args: Args,
+        common: Common,
     },
-}
-
-/// What every `wireguard` command takes.
-#[derive(clap::Args, Debug)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    data_dir: DataDirArg,
-    #[command(flatten)]
-    org: OrgArg,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// A peer as control leases it.
@@ -91,14 +75,18 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
             name,
             file,
             overwrite,
-            args,
-        } => create(&name, file, overwrite, &args).await,
-        Command::List(args) => list(&args).await,
-        Command::Remove { name, args } => {
-            let api = Api::local(&args.data_dir).await?;
-            let path = format!("/api/v1/orgs/{}/peers/{name}", args.org.choose(&api).await?);
+            common,
+        } => create(&name, file, overwrite, &common).await,
+        Command::List(common) => list(&common).await,
+        Command::Remove { name, common } => {
+            let (api, org) = common.scope.open().await?;
+            let path = format!("/api/v1/orgs/{org}/peers/{name}");
             let _gone: serde_json::Value = api.call(Method::DELETE, &path, &()).await?;
-            println!("{name} is removed");
+            if common.json {
+                println!("{}", json!({ "name": name, "org": org, "removed": true }));
+            } else {
+                println!("{name} is removed");
+            }
             Ok(())
         }
     }
@@ -108,7 +96,7 @@ async fn create(
     name: &str,
     file: Option<PathBuf>,
     overwrite: bool,
-    args: &Args,
+    common: &Common,
 ) -> anyhow::Result<()> {
     let path = file.unwrap_or_else(|| PathBuf::from(format!("{name}.conf")));
     let to_stdout = path.as_os_str() == "-";
@@ -119,8 +107,7 @@ async fn create(
             path.display()
         );
     }
-    let api = Api::local(&args.data_dir).await?;
-    let org = args.org.choose(&api).await?;
+    let (api, org) = common.scope.open().await?;
     let mut random = zeroize::Zeroizing::new([0; 32]);
     getrandom::fill(random.as_mut_slice())?;
     let key = PrivateKey::from_bytes(*random);
@@ -134,7 +121,7 @@ async fn create(
         return Ok(());
     }
     client::write_secret(&path, &text, overwrite)?;
-    if args.json {
+    if common.json {
         println!(
             "{}",
             json!({ "name": name, "org": org, "address": lease.address, "file": path })
@@ -168,15 +155,10 @@ fn configuration(key: &PrivateKey, lease: &Lease) -> anyhow::Result<zeroize::Zer
     Ok(text)
 }
 
-async fn list(args: &Args) -> anyhow::Result<()> {
-    let api = Api::local(&args.data_dir).await?;
-    let peers: Peers = api
-        .get(&format!(
-            "/api/v1/orgs/{}/peers",
-            args.org.choose(&api).await?
-        ))
-        .await?;
-    if args.json {
+async fn list(common: &Common) -> anyhow::Result<()> {
+    let (api, org) = common.scope.open().await?;
+    let peers: Peers = api.get(&format!("/api/v1/orgs/{org}/peers")).await?;
+    if common.json {
         println!("{}", serde_json::to_string(&peers)?);
         return Ok(());
     }

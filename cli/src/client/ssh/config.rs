@@ -5,11 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use crate::{
-    api::Api,
-    client::{OrgArg, ssh::beside},
-    data_dir::DataDirArg,
-};
+use crate::client::{args::Common, ssh::beside};
 
 /// Arguments of `ssh config`.
 #[derive(clap::Args, Debug)]
@@ -21,12 +17,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "USER", default_value = "root")]
     user: String,
     #[command(flatten)]
-    data_dir: DataDirArg,
-    #[command(flatten)]
-    org: OrgArg,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    common: Common,
 }
 
 /// Prints what goes into `~/.ssh/config`.
@@ -41,9 +32,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             args.path.display()
         );
     };
-    let dir = args.data_dir.find()?;
-    let api = Api::local(&args.data_dir).await?;
-    let org = args.org.choose(&api).await?;
+    let dir = args.common.scope.system.data_dir.find()?;
+    let (_, org) = args.common.scope.open().await?;
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let proxy = format!(
         "{} stdio --org {} --data-dir {} %h %p",
@@ -58,7 +48,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         quoted(&beside(&key, "-cert.pub"))?,
         quoted(&known_hosts)?,
     );
-    if args.json {
+    if args.common.json {
         let lines: Vec<&str> = trusted.lines().collect();
         println!("{}", json!({ "config": block, "known_hosts": lines }));
         return Ok(());
