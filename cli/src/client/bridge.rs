@@ -122,7 +122,7 @@ async fn serve(args: &Args, peer: &Peer, socket: UdpSocket) -> anyhow::Result<()
         tokens,
         dropped: Dropped::default(),
     });
-    let keep = peer.keep(|renewed| {
+    let keep = peer.keep(None, |renewed| {
         // Nobody waits for it while there is no client.
         let _ = token.send(renewed);
     });

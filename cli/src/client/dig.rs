@@ -25,7 +25,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let network = Box::pin(Network::open(&args.network)).await?;
     let answer = async {
         network.ready().await?;
-        let answer = network.carrier().lookup(name, kind).await;
+        let answer = network.lookup(name, kind).await;
         answer.map_err(|error| explain_at(name, &error))
     };
     let answer = answer.await;

@@ -201,7 +201,8 @@ async fn inside(peer: &Peer, handle: &Handle, report: &mut Report) {
     };
     let login = report.step("ssh", async {
         let identity = console::certify(peer, "root").await?;
-        let session = console::log_in_over(peer, stream, &host, "root", identity).await?;
+        let session =
+            console::log_in_over(peer.lease.host_cas()?, stream, &host, "root", identity).await?;
         let principal = session.host().map(|host| host.principal().to_owned());
         session.close().await;
         Ok((

@@ -1,23 +1,23 @@
-//! A tunnel into an organisation's private network, for as long as a command runs.
+//! A way into an organisation's private network, for as long as a command runs.
 //!
-//! Every command makes a WireGuard key of its own and leases a peer for it: two processes on one
-//! key would steal each other's session. The lease is renewed while the command runs and given
-//! back at its end; of a command that was killed it expires by itself.
+//! A tunnel of this process has a WireGuard key of its own and a peer leased for it: two processes
+//! on one key would steal each other's session. The lease is renewed while the command runs and
+//! given back at its end; of a command that was killed it expires by itself.
 
-use std::{
-    net::{Ipv6Addr, SocketAddr, SocketAddrV6},
-    sync::Arc,
-    time::Duration,
-};
+mod own;
+mod peer;
 
-use anyhow::{Context, anyhow, bail};
-use carrier::{CarrierError, Handle, TcpStream, Transport, Trust};
+use std::{fmt, net::Ipv6Addr, sync::Arc, time::Duration};
+
+use anyhow::anyhow;
+use carrier::CarrierError;
 use clap::ValueEnum;
-use http::Method;
-use serde::Deserialize;
-use serde_json::json;
-use tokio::task::JoinHandle;
-use tunnel::{Answer, Class, PrivateKey, RecordKind};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tunnel::{Answer, Class, RecordKind};
+
+pub(crate) use own::{Own, connect};
+pub(crate) use peer::{Peer, lease_lost};
 
 use crate::{api::Api, client::args::Scope};
 
@@ -46,7 +46,7 @@ pub(crate) struct NetworkArgs {
 
 /// How packets get to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Way {
+pub(crate) enum Way {
     /// UDP where it gets through, the relay where it does not
     Auto,
     /// UDP alone
@@ -65,253 +65,75 @@ impl NetworkArgs {
     }
 }
 
-/// A peer as control leases it.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Lease {
-    name: String,
-    address: String,
-    dns: Ipv6Addr,
-    gateway: Gateway,
-    relay: Relay,
-    host_cas: Vec<String>,
+/// The network, by a tunnel of this process. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Network {
+    own: Arc<Own>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Gateway {
-    public_key: String,
-    endpoint: String,
+/// A byte stream to a host inside the network.
+pub(crate) type Stream = Box<dyn Io>;
+
+/// What a [`Stream`] is.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// An echo that came back.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Echo {
+    /// Its round trip, in microseconds.
+    pub(crate) micros: u64,
+    /// `UDP` or `WebSocket`.
+    pub(crate) transport: String,
 }
 
-#[derive(Deserialize)]
-struct Relay {
-    url: String,
-    token: String,
+/// Why something inside the network did not work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// Stable code.
+    pub(crate) code: String,
+    /// A sentence.
+    pub(crate) message: String,
+    /// What to do about it; may be empty.
+    pub(crate) hint: String,
 }
 
-/// The token is a secret and is not shown.
-impl std::fmt::Debug for Relay {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Relay")
-            .field("url", &self.url)
-            .finish_non_exhaustive()
+impl Network {
+    /// Opens it, without waiting for the gateway.
+    pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
+        let lost = || eprintln!("underpass: {}", lease_lost());
+        let own = Box::pin(Own::open(&args.scope, args.way(), lost)).await?;
+        Ok(Network { own: Arc::new(own) })
     }
-}
 
-impl Lease {
-    /// The peer's address, without its prefix length.
-    pub(crate) fn address(&self) -> anyhow::Result<Ipv6Addr> {
-        let address = self.address.split('/').next().unwrap_or_default();
-        address
-            .parse()
-            .with_context(|| format!("control leased the address {:?}", self.address))
+    /// The organisation.
+    pub(crate) fn org(&self) -> &str {
+        &self.own.peer().org
+    }
+
+    /// Control, logged in.
+    pub(crate) async fn api(&self) -> anyhow::Result<&Api> {
+        Ok(&self.own.peer().api)
     }
 
     /// The authorities trusted for the organisation's hosts.
     pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
-        let keys = self.host_cas.iter();
-        keys.map(|line| ssh_key::PublicKey::from_openssh(line).context("a host CA is unreadable"))
-            .collect()
-    }
-}
-
-/// A key of this process, leased as a peer.
-pub(crate) struct Peer {
-    /// Whoever leased it.
-    pub(crate) api: Api,
-    /// The organisation.
-    pub(crate) org: String,
-    /// What control said.
-    pub(crate) lease: Lease,
-    key: PrivateKey,
-    /// What the relay's certificate is compared with.
-    trust: Trust,
-}
-
-impl Peer {
-    /// Makes a key and leases it.
-    pub(crate) async fn lease(scope: &Scope) -> anyhow::Result<Peer> {
-        let (api, org) = Box::pin(scope.open()).await?;
-        let trust = api.trust()?;
-        let key = PrivateKey::from_bytes(random()?);
-        let lease = lease(&api, &org, &key).await?;
-        Ok(Peer {
-            api,
-            org,
-            lease,
-            key,
-            trust,
-        })
-    }
-
-    /// Starts its tunnel, without waiting for the gateway.
-    pub(crate) async fn start(&self, transport: Transport) -> anyhow::Result<Handle> {
-        let config = tunnel::Config {
-            peer: self.lease.gateway.public_key.parse().map_err(|_| {
-                anyhow!("control named a gateway without a key\nhint: restart `underpass up`")
-            })?,
-            preshared: None,
-            addresses: vec![self.lease.address()?],
-            dns: Some(self.lease.dns),
-            mtu: 1420,
-            keepalive: Some(15),
-            seed: u64::from_ne_bytes(random()?),
-            private_key: self.key.clone(),
-        };
-        carrier::start(config, transport)
-            .await
-            .map_err(|error| explain(&error))
-    }
-
-    /// Where the gateway listens for UDP.
-    pub(crate) fn endpoint(&self) -> &str {
-        &self.lease.gateway.endpoint
-    }
-
-    /// The relay.
-    pub(crate) fn relay(&self) -> anyhow::Result<url::Url> {
-        url::Url::parse(&self.lease.relay.url)
-            .context("control named a relay without a URL\nhint: restart `underpass up`")
-    }
-
-    /// What opens the relay.
-    pub(crate) fn token(&self) -> String {
-        self.lease.relay.token.clone()
-    }
-
-    /// UDP alone.
-    pub(crate) async fn udp(&self) -> anyhow::Result<Transport> {
-        let endpoint = lookup(self.endpoint()).await?;
-        Ok(Transport::Udp { endpoint })
-    }
-
-    /// The relay alone.
-    pub(crate) fn websocket(&self) -> anyhow::Result<Transport> {
-        Ok(Transport::WebSocket {
-            url: self.relay()?,
-            token: Some(self.token()),
-            tls: self.tls()?,
-        })
-    }
-
-    /// What the relay's certificate has to pass.
-    pub(crate) fn tls(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-        carrier::tls_config(&self.trust).map_err(|error| explain(&error))
-    }
-
-    async fn transport(&self, way: Way) -> anyhow::Result<Transport> {
-        let endpoint = match way {
-            Way::Udp => return self.udp().await,
-            Way::Websockets => return self.websocket(),
-            Way::Auto => lookup(self.endpoint()).await,
-        };
-        // A gateway whose name cannot be resolved here is reached through the relay.
-        let Ok(endpoint) = endpoint else {
-            return self.websocket();
-        };
-        Ok(Transport::Race {
-            endpoint,
-            url: self.relay()?,
-            token: Some(self.token()),
-            tls: self.tls()?,
-        })
-    }
-
-    /// Keeps the lease; `renewed` hears of each new token of the relay. Ends when the lease is
-    /// lost: it ended while this machine slept, or somebody removed the peer, and what control
-    /// leases now is another address.
-    pub(crate) async fn keep(&self, renewed: impl Fn(String)) {
-        let mut after = RENEW_EVERY;
-        loop {
-            tokio::time::sleep(after).await;
-            after = match lease(&self.api, &self.org, &self.key).await {
-                Ok(lease) if lease.address != self.lease.address => return,
-                Ok(lease) => {
-                    renewed(lease.relay.token);
-                    RENEW_EVERY
-                }
-                Err(error) => {
-                    tracing::warn!("the lease was not renewed: {error:#}");
-                    RENEW_AGAIN
-                }
-            };
-        }
-    }
-
-    /// Gives the lease back.
-    pub(crate) async fn release(&self) {
-        let path = format!("/api/v1/orgs/{}/peers/{}", self.org, self.lease.name);
-        let gone = self
-            .api
-            .call::<serde_json::Value>(Method::DELETE, &path, &());
-        if let Ok(Err(error)) = tokio::time::timeout(RELEASE_LIMIT, gone).await {
-            tracing::debug!("the lease was not given back: {error:#}");
-        }
-    }
-}
-
-/// What [`Peer::keep`] ends in.
-pub(crate) fn lease_lost() -> anyhow::Error {
-    anyhow!(
-        "this command's address was given away (lease_lost)\n\
-         hint: it slept too long or its peer was removed; run it again"
-    )
-}
-
-/// A tunnel that runs.
-pub(crate) struct Network {
-    /// Whose it is.
-    pub(crate) peer: Arc<Peer>,
-    handle: Handle,
-    renewal: JoinHandle<()>,
-}
-
-/// A lease lasts ten minutes.
-const RENEW_EVERY: Duration = Duration::from_secs(180);
-
-/// After a renewal that failed.
-const RENEW_AGAIN: Duration = Duration::from_secs(15);
-
-/// Giving a lease back is a courtesy: it expires anyway.
-const RELEASE_LIMIT: Duration = Duration::from_secs(3);
-
-impl Network {
-    /// Leases a peer and starts its tunnel, without waiting for the gateway.
-    pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
-        let peer = Arc::new(Box::pin(Peer::lease(&args.scope)).await?);
-        let started = async {
-            let transport = peer.transport(args.way()).await?;
-            Box::pin(peer.start(transport)).await
-        };
-        let handle = match started.await {
-            Ok(handle) => handle,
-            Err(error) => {
-                peer.release().await;
-                return Err(error);
-            }
-        };
-        let renewal = tokio::spawn({
-            let (peer, handle) = (Arc::clone(&peer), handle.clone());
-            async move {
-                peer.keep(|token| handle.set_token(Some(token))).await;
-                eprintln!("underpass: {}", lease_lost());
-                handle.close().await;
-            }
-        });
-        Ok(Network {
-            peer,
-            handle,
-            renewal,
-        })
-    }
-
-    /// The carrier.
-    pub(crate) fn carrier(&self) -> &Handle {
-        &self.handle
+        self.own.peer().lease.host_cas()
     }
 
     /// Waits until the gateway has answered.
     pub(crate) async fn ready(&self) -> anyhow::Result<Duration> {
-        self.handle.ready().await.map_err(|error| explain(&error))
+        self.own.ready().await
+    }
+
+    /// What data goes over now: `UDP` or `WebSocket`.
+    pub(crate) fn transport(&self) -> String {
+        self.own.carrier().transport().to_owned()
+    }
+
+    /// A key and a certificate of it that this tunnel's address alone can use.
+    pub(crate) async fn identity(&self, user: &str) -> anyhow::Result<ssh::client::Identity> {
+        super::ssh::console::certify(self.own.peer(), user).await
     }
 
     /// Connects to a host: to the first of its addresses that answers.
@@ -320,87 +142,64 @@ impl Network {
         host: &str,
         port: u16,
         class: Class,
-    ) -> Result<TcpStream, CarrierError> {
-        connect(&self.handle, host, port, class).await
+    ) -> Result<Stream, Failure> {
+        let stream = connect(self.own.carrier(), host, port, class).await?;
+        Ok(Box::new(stream))
     }
 
-    /// Says goodbye to the gateway and gives the lease back.
+    /// Asks the network's name server.
+    pub(crate) async fn lookup(&self, name: &str, kind: RecordKind) -> Result<Answer, Failure> {
+        Ok(self.own.carrier().lookup(name, kind).await?)
+    }
+
+    /// The addresses of a host: its own where it is one, with or without brackets.
+    pub(crate) async fn resolve(&self, host: &str) -> Result<Vec<Ipv6Addr>, Failure> {
+        Ok(own::resolve(self.own.carrier(), host).await?)
+    }
+
+    /// Sends an echo request and waits for its answer.
+    pub(crate) async fn ping(&self, to: Ipv6Addr) -> Result<Echo, Failure> {
+        let rtt = self.own.carrier().ping(to).await?;
+        Ok(Echo {
+            micros: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+            transport: self.transport(),
+        })
+    }
+
+    /// Says goodbye.
     pub(crate) async fn close(self) {
-        self.renewal.abort();
-        self.handle.close().await;
-        self.peer.release().await;
+        self.own.close().await;
     }
 }
 
-/// The addresses of a host: its own where it is one, with or without brackets.
-pub(crate) async fn resolve(handle: &Handle, host: &str) -> Result<Vec<Ipv6Addr>, CarrierError> {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    if let Ok(address) = bare.unwrap_or(host).parse() {
-        return Ok(vec![address]);
-    }
-    match handle.lookup(host, RecordKind::Aaaa).await? {
-        Answer::Aaaa(addresses) => Ok(addresses),
-        Answer::Txt(_) => Ok(Vec::new()),
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.code)?;
+        if self.hint.is_empty() {
+            return Ok(());
+        }
+        write!(f, "\nhint: {}", self.hint)
     }
 }
 
-/// See [`Network::connect`].
-pub(crate) async fn connect(
-    handle: &Handle,
-    host: &str,
-    port: u16,
-    class: Class,
-) -> Result<TcpStream, CarrierError> {
-    let mut last = None;
-    for address in resolve(handle, host).await? {
-        match handle
-            .connect(SocketAddrV6::new(address, port, 0, 0), class)
-            .await
-        {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = Some(error),
+impl std::error::Error for Failure {}
+
+impl From<CarrierError> for Failure {
+    fn from(error: CarrierError) -> Failure {
+        Failure {
+            code: error.code().to_owned(),
+            message: error.to_string(),
+            hint: error.hint().to_owned(),
         }
     }
-    Err(last.unwrap_or(CarrierError::Stopped))
 }
 
 /// An error of the carrier with its code and hint, as this program shows errors.
 pub(crate) fn explain(error: &CarrierError) -> anyhow::Error {
-    let (code, hint) = (error.code().to_owned(), error.hint().to_owned());
-    if hint.is_empty() {
-        anyhow!("{error} ({code})")
-    } else {
-        anyhow!("{error} ({code})\nhint: {hint}")
-    }
+    Failure::from(error.clone()).into()
 }
 
-/// The same, of something done with `host`.
-pub(crate) fn explain_at(host: &str, error: &CarrierError) -> anyhow::Error {
-    let error = explain(error);
-    anyhow!("{host}: {error}")
-}
-
-async fn lease(api: &Api, org: &str, key: &PrivateKey) -> anyhow::Result<Lease> {
-    let path = format!("/api/v1/orgs/{org}/peers");
-    let body = json!({ "public_key": key.public() });
-    api.call(Method::POST, &path, &body).await
-}
-
-fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).context("no randomness")?;
-    Ok(bytes)
-}
-
-pub(crate) async fn lookup(text: &str) -> anyhow::Result<SocketAddr> {
-    let found = tokio::net::lookup_host(text).await;
-    match found.map(|mut addresses| addresses.next()) {
-        Ok(Some(address)) => Ok(address),
-        Ok(None) => bail!("the gateway's name {text} has no address\nhint: try --websockets"),
-        Err(error) => Err(anyhow!(
-            "the gateway's name {text} cannot be resolved: {error}\nhint: try --websockets"
-        )),
-    }
+/// A failure of something done with `host`.
+pub(crate) fn explain_at(host: &str, failure: &Failure) -> anyhow::Error {
+    anyhow!("{host}: {failure}")
 }

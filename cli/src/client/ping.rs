@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::client::{
-    network::{self, Network, NetworkArgs, explain_at},
+    network::{Network, NetworkArgs, explain_at},
     terminal::ended_by_signal,
 };
 
@@ -46,29 +46,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 async fn within(args: &Args, network: &Network) -> anyhow::Result<u32> {
     network.ready().await?;
     let host = &args.host;
-    let addresses = network::resolve(network.carrier(), host).await;
+    let addresses = network.resolve(host).await;
     let addresses = addresses.map_err(|error| explain_at(host, &error))?;
     let address = *addresses.first().context("the name has no address")?;
     if !args.json {
-        println!(
-            "PING {host} ({address}) over {}",
-            network.carrier().transport()
-        );
+        println!("PING {host} ({address}) over {}", network.transport());
     }
     let mut answered = 0;
     for number in 1..=args.count {
         if number > 1 {
             tokio::time::sleep(EVERY).await;
         }
-        match (network.carrier().ping(address).await, args.json) {
-            (Ok(rtt), json) => {
+        match (network.ping(address).await, args.json) {
+            (Ok(echo), json) => {
                 answered += 1;
-                let ms = rtt.as_secs_f64() * 1e3;
+                let ms = Duration::from_micros(echo.micros).as_secs_f64() * 1e3;
                 if json {
-                    let way = network.carrier().transport();
                     println!(
                         "{}",
-                        json!({ "seq": number, "address": address, "ms": ms, "transport": way })
+                        json!({ "seq": number, "address": address, "ms": ms, "transport": echo.transport })
                     );
                 } else {
                     println!("from {address}: seq={number} time={ms:.2} ms");
@@ -77,10 +73,10 @@ async fn within(args: &Args, network: &Network) -> anyhow::Result<u32> {
             (Err(error), true) => {
                 println!(
                     "{}",
-                    json!({ "seq": number, "address": address, "error": error.code() })
+                    json!({ "seq": number, "address": address, "error": error.code })
                 );
             }
-            (Err(error), false) => println!("seq={number} {error} ({})", error.code()),
+            (Err(error), false) => println!("seq={number} {} ({})", error.message, error.code),
         }
     }
     if !args.json {

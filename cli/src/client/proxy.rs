@@ -5,7 +5,6 @@ mod socks;
 use std::{net::IpAddr, process::ExitCode, str::FromStr, sync::Arc};
 
 use anyhow::{Context, bail};
-use carrier::Handle;
 use serde_json::json;
 use tokio::{
     io::copy_bidirectional_with_sizes,
@@ -85,11 +84,7 @@ async fn within(
     let host = match host {
         Some(host) => host,
         None if args.socks.is_some() => String::new(),
-        None => {
-            args.target
-                .choose(&network.peer.api, &network.peer.org)
-                .await?
-        }
+        None => args.target.choose(network).await?,
     };
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut serving = JoinSet::new();
@@ -111,8 +106,8 @@ async fn within(
                 println!("{local} is a SOCKS5 proxy: curl --proxy socks5h://{local} ...");
             }
         }
-        let handle = network.carrier().clone();
-        serving.spawn(serve(listener, destination, handle, Arc::clone(&slots)));
+        let network = network.clone();
+        serving.spawn(serve(listener, destination, network, Arc::clone(&slots)));
     }
     while let Some(ended) = serving.join_next().await {
         ended??;
@@ -129,7 +124,7 @@ async fn listen(bind: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
 async fn serve(
     listener: TcpListener,
     destination: Destination,
-    handle: Handle,
+    network: Network,
     slots: Arc<Semaphore>,
 ) -> anyhow::Result<()> {
     loop {
@@ -143,11 +138,11 @@ async fn serve(
                 continue;
             }
         };
-        let (destination, handle) = (destination.clone(), handle.clone());
+        let (destination, network) = (destination.clone(), network.clone());
         tokio::spawn(async move {
             // Keys and answers are not to wait for each other; where it fails they do.
             let _ = stream.set_nodelay(true);
-            if let Err(error) = carry(stream, &destination, &handle).await {
+            if let Err(error) = carry(stream, &destination, &network).await {
                 eprintln!("{from}: {error:#}");
             }
             drop(slot);
@@ -158,13 +153,14 @@ async fn serve(
 async fn carry(
     mut local: TcpStream,
     destination: &Destination,
-    handle: &Handle,
+    network: &Network,
 ) -> anyhow::Result<()> {
     let mut remote = match destination {
-        Destination::Port(host, port) => network::connect(handle, host, *port, Class::Bulk)
+        Destination::Port(host, port) => network
+            .connect(host, *port, Class::Bulk)
             .await
             .map_err(|error| network::explain_at(host, &error))?,
-        Destination::Socks => socks::accept(&mut local, handle).await?,
+        Destination::Socks => socks::accept(&mut local, network).await?,
     };
     // How a connection ends is the business of the two who hold it.
     if let Err(error) = copy_bidirectional_with_sizes(&mut local, &mut remote, COPY, COPY).await {

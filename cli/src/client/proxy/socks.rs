@@ -3,14 +3,13 @@
 use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use carrier::{CarrierError, Handle};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
 use tunnel::Class;
 
-use crate::client::network;
+use crate::client::network::{Failure, Network, Stream, explain_at};
 
 /// Whoever connects says what it wants within this time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,24 +43,24 @@ struct Request {
 /// Hears what a connection wants and connects it.
 pub(super) async fn accept(
     local: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    handle: &Handle,
-) -> anyhow::Result<carrier::TcpStream> {
+    network: &Network,
+) -> anyhow::Result<Stream> {
     let asked = timeout(PATIENCE, request(local)).await;
     let Request { host, port } = asked.context("SOCKS: it says nothing")??;
-    match network::connect(handle, &host, port, Class::Bulk).await {
+    match network.connect(&host, port, Class::Bulk).await {
         Ok(remote) => {
             answer(local, Answer::Granted).await?;
             Ok(remote)
         }
         Err(error) => {
             answer(local, of_error(&error)).await?;
-            Err(network::explain_at(&host, &error))
+            Err(explain_at(&host, &error))
         }
     }
 }
 
-fn of_error(error: &CarrierError) -> Answer {
-    match error.code() {
+fn of_error(error: &Failure) -> Answer {
+    match error.code.as_str() {
         "refused" => Answer::Refused,
         "nx_domain" | "no_data" => Answer::HostUnreachable,
         "unreachable" => Answer::NetworkUnreachable,

@@ -16,12 +16,12 @@ use ssh::client::{
     ExitStatus, HostPolicy, Identity, Options, Output, Pty, ReadHalf, Session, Signer, SshError,
     WriteHalf,
 };
-use ssh_key::Certificate;
+use ssh_key::{Certificate, PublicKey};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tunnel::Class;
 
 use crate::client::{
-    network::{self, Network, Peer},
+    network::{self, Io, Network, Peer},
     ssh::{Certified, fresh_key, target},
     terminal::{self, RawMode, ended_by_signal, exit_code_of_signal},
 };
@@ -72,13 +72,10 @@ async fn session(args: &Args) -> anyhow::Result<u8> {
 }
 
 async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
-    let host = args
-        .target
-        .choose(&network.peer.api, &network.peer.org)
-        .await?;
+    let host = args.target.choose(network).await?;
     let session = Box::pin(log_in(network, &host, &args.user, class(args))).await?;
     if !args.quiet && io::stderr().is_terminal() {
-        let way = network.carrier().transport();
+        let way = network.transport();
         eprintln!("connected to {host} over {way}");
     }
     let wants_pty = args.pty || (args.command.is_none() && io::stdin().is_terminal());
@@ -138,23 +135,23 @@ pub(super) async fn log_in(
     user: &str,
     class: Class,
 ) -> anyhow::Result<Session> {
-    let (_, identity) = tokio::try_join!(network.ready(), certify(&network.peer, user))?;
+    let (_, identity) = tokio::try_join!(network.ready(), network.identity(user))?;
     let stream = network.connect(host, SSH_PORT, class).await;
     let stream = stream.map_err(|error| network::explain_at(host, &error))?;
-    log_in_over(&network.peer, stream, host, user, identity).await
+    log_in_over(network.host_cas()?, stream, host, user, identity).await
 }
 
 /// The same over a connection that stands.
 pub(crate) async fn log_in_over(
-    peer: &Peer,
-    stream: carrier::TcpStream,
+    authorities: Vec<PublicKey>,
+    stream: impl Io + 'static,
     host: &str,
     user: &str,
     identity: Identity,
 ) -> anyhow::Result<Session> {
     let policy = HostPolicy::Certificate {
         dialled: ssh::Dialled::parse(host),
-        authorities: peer.lease.host_cas()?,
+        authorities,
     };
     let options = Options {
         keepalive: Some(KEEPALIVE),

@@ -120,10 +120,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn within(command: &Command, args: &Args, network: &Network) -> anyhow::Result<()> {
-    let host = args
-        .target
-        .choose(&network.peer.api, &network.peer.org)
-        .await?;
+    let host = args.target.choose(network).await?;
     let session = Box::pin(console::log_in(network, &host, &args.user, Class::Bulk)).await?;
     let sftp = subsystem(&session).await?;
     let done = match command {

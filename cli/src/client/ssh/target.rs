@@ -4,12 +4,10 @@ use std::io::{BufRead, Write};
 
 use anyhow::bail;
 
-use crate::{
-    api::Api,
-    client::{
-        apps::{self, App, Instance},
-        terminal,
-    },
+use crate::client::{
+    apps::{self, App, Instance},
+    network::Network,
+    terminal,
 };
 
 /// The choice of a host.
@@ -31,21 +29,21 @@ pub(crate) struct TargetArgs {
 
 impl TargetArgs {
     /// The name or address to dial.
-    pub(crate) async fn choose(&self, api: &Api, org: &str) -> anyhow::Result<String> {
+    pub(crate) async fn choose(&self, network: &Network) -> anyhow::Result<String> {
         if let Some(address) = &self.address {
             return Ok(address.clone());
         }
         let app = match &self.app {
             Some(app) if !self.select => app.clone(),
             Some(name) => {
-                let apps = apps::list(api, org).await?;
+                let apps = apps::list(network.api().await?, network.org()).await?;
                 let Some(app) = apps.iter().find(|app| app.name == *name) else {
                     bail!("there is no app {name}\nhint: underpass apps lists them");
                 };
                 return self.instance(app);
             }
             None => {
-                let apps = apps::list(api, org).await?;
+                let apps = apps::list(network.api().await?, network.org()).await?;
                 let app = choose("app", "-a", &apps, |app| app.name.clone())?;
                 if self.select {
                     return self.instance(app);
