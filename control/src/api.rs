@@ -3,6 +3,7 @@
 //! Absent: cookies, CORS for origins that are not listed, secrets in paths or queries, and any
 //! difference between an organisation of others and one that does not exist.
 
+mod authorities;
 mod body;
 mod door;
 mod handlers;
@@ -144,6 +145,15 @@ pub fn router(control: Arc<Control>) -> Router {
         .route(
             "/orgs/{org}/ssh/certificates",
             post(handlers::sign_certificate),
+        )
+        .route("/orgs/{org}/ssh/authorities", get(authorities::list))
+        .route(
+            "/orgs/{org}/ssh/authorities/rotate",
+            post(authorities::rotate),
+        )
+        .route(
+            "/orgs/{org}/ssh/authorities/retire",
+            post(authorities::retire),
         )
         .fallback(handlers::not_found)
         .method_not_allowed_fallback(handlers::method_not_allowed)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ssh_key::{
-    Certificate, EcdsaCurve, PrivateKey, PublicKey,
+    Certificate, EcdsaCurve, HashAlg, PrivateKey, PublicKey,
     certificate::{Builder, CertType},
     private::{Ed25519Keypair, KeypairData},
     public::KeyData,
@@ -23,12 +23,12 @@ use crate::{
 const MAX_BOUND: Duration = Duration::from_secs(3600);
 
 /// A certificate for use from anywhere in the network lasts no longer.
-const MAX_FREE: Duration = Duration::from_secs(72 * 3600);
+pub(crate) const MAX_FREE: Duration = Duration::from_secs(72 * 3600);
 
 const MIN: Duration = Duration::from_secs(60);
 
 /// A host's certificate; hosts ask for the next one in time.
-const HOST: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(crate) const HOST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Clocks differ: certificates begin a little before they are made.
 const SKEW: Duration = Duration::from_secs(60);
@@ -82,6 +82,15 @@ impl Authority {
         Ok(self.0.public_key().to_openssh()?)
     }
 
+    pub(crate) fn fingerprint(&self) -> String {
+        self.0.fingerprint(HashAlg::Sha256).to_string()
+    }
+
+    /// Whether this certificate is one of its own.
+    pub(crate) fn signed(&self, certificate: &Certificate) -> bool {
+        certificate.signature_key() == self.0.public_key().key_data()
+    }
+
     pub(crate) fn sign_user(
         &self,
         org: &str,
@@ -123,7 +132,7 @@ impl Authority {
         if asked.forwarding.agent {
             builder.extension("permit-agent-forwarding", "")?;
         }
-        self.signed(builder)
+        self.finished(builder)
     }
 
     /// `names` are all the names that the host may be dialled by.
@@ -141,7 +150,7 @@ impl Authority {
         for name in names {
             builder.valid_principal(name)?;
         }
-        self.signed(builder)
+        self.finished(builder)
     }
 
     fn builder(
@@ -165,13 +174,21 @@ impl Authority {
 
     /// Nothing leaves that is valid for everybody: a certificate without principals is no
     /// certificate here.
-    fn signed(&self, builder: Builder) -> Result<Certificate, Error> {
+    fn finished(&self, builder: Builder) -> Result<Certificate, Error> {
         let certificate = builder.sign(&self.0)?;
         if certificate.valid_principals().is_empty() {
             return Err(Error::PrincipalsInvalid);
         }
         Ok(certificate)
     }
+}
+
+/// Whether a host's certificate is to be followed by the next: a third of its time has passed. What
+/// is left outlasts a control plane that cannot be asked for a while.
+pub(crate) fn is_old(certificate: &Certificate, now: SystemTime) -> bool {
+    let (from, until) = (certificate.valid_after(), certificate.valid_before());
+    let now = unix(now).cast_unsigned();
+    now < from || until.saturating_sub(now) < until.saturating_sub(from) / 3 * 2
 }
 
 /// Reads a public key of a type that is signed here: ed25519, or ECDSA on P-256 as browsers make.

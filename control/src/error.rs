@@ -154,8 +154,10 @@ impl Error {
             Error::PrincipalsInvalid => {
                 "give 1 to 16 names such as root, or leave `principals` out"
             }
-            Error::RotationUnderWay => "retire the older one before another is made",
-            Error::NoRotation => "make another before this one is retired",
+            Error::RotationUnderWay => {
+                "wait until the older one is retired, or end that with `underpass ssh establish --retire`"
+            }
+            Error::NoRotation => "make another with `underpass ssh establish` first",
             Error::StoreTooNew => "run that version, or choose another data directory",
             Error::Store(_) | Error::Internal(_) => "try again; the server's log says what failed",
         }

@@ -21,7 +21,7 @@ pub use certificate::{Forwarding, UserCertificate};
 pub use error::Error;
 pub use secret::Secret;
 pub use store::{
-    AppRecord, AuthorityKind, Identity, Instance, KeyHolder, Kind, LEASE_TTL, Lease, LoginToken,
-    MAX_PEERS, Org, OrgId, PeerRecord, Session, Store,
+    AppRecord, AuthorityKind, AuthorityRecord, Identity, Instance, KeyHolder, Kind, LEASE_TTL,
+    Lease, LoginToken, MAX_PEERS, Org, OrgId, PeerRecord, Session, Store,
 };
 pub use token::Signer;

@@ -28,7 +28,7 @@ use rusqlite_migration::{M, Migrations};
 
 use crate::Error;
 
-pub use keys::AuthorityKind;
+pub use keys::{AuthorityKind, AuthorityRecord};
 pub use logins::{Identity, LoginToken, Session};
 pub use orgs::{AppRecord, Instance, Org, OrgId};
 pub(crate) use peers::read_address;

@@ -21,7 +21,7 @@ use crate::{
     store::{read_address, unix},
 };
 
-type Answer<T = Value> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T = Value> = Result<Json<T>, Refusal>;
 
 /// A permanent peer's relay token; it asks again for the next.
 const PERMANENT_TOKEN: Duration = Duration::from_secs(24 * 3600);
@@ -41,7 +41,11 @@ impl Control {
     }
 
     /// The organisation of a path, if it is the asker's.
-    async fn org(self: &Arc<Self>, session: &Session, name: String) -> Result<Org, Error> {
+    pub(super) async fn org(
+        self: &Arc<Self>,
+        session: &Session,
+        name: String,
+    ) -> Result<Org, Error> {
         let identity = session.identity.clone();
         self.run(move |store| store.org_of(&identity, &name)).await
     }
@@ -248,7 +252,9 @@ pub(super) struct CertificateRequest {
     principals: Option<Vec<String>>,
     hours: Option<i64>,
     #[serde(default)]
-    forwarding: bool,
+    port_forwarding: bool,
+    #[serde(default)]
+    agent_forwarding: bool,
 }
 
 pub(super) async fn sign_certificate(
@@ -277,8 +283,8 @@ pub(super) async fn sign_certificate(
                 source,
                 ttl: HOUR * hours,
                 forwarding: Forwarding {
-                    ports: asked.forwarding,
-                    agent: asked.forwarding,
+                    ports: asked.port_forwarding,
+                    agent: asked.agent_forwarding,
                 },
             };
             let certificate = store.sign_user_certificate(org.id, &certificate, now)?;

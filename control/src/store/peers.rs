@@ -173,14 +173,16 @@ impl Store {
         })
     }
 
-    /// Forgets leases, tokens and sessions that have ended. Correctness does not need it: nothing
-    /// that has ended is ever given out. Answers with how many leases went.
+    /// Forgets leases, tokens and sessions that have ended, and CAs whose signatures have all ended.
+    /// Correctness does not need it: nothing that has ended is ever given out, and what such a CA
+    /// signed holds no more. Answers with how many leases went.
     ///
     /// # Errors
     /// When the store fails.
     pub fn sweep(&self, now: SystemTime) -> Result<usize, Error> {
         self.write(|tx| {
             super::logins::forget_expired(tx, now)?;
+            super::keys::retire_ended(tx, now)?;
             forget_expired(tx, now)
         })
     }

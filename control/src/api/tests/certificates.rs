@@ -45,13 +45,20 @@ async fn for_a_console_and_for_stock_openssh() {
         );
     }
     let body = json!({
-        "public_key": SSH_KEY, "principals": ["deploy"], "hours": 72, "forwarding": true
+        "public_key": SSH_KEY, "principals": ["deploy"], "hours": 72,
+        "port_forwarding": true, "agent_forwarding": true
     });
     let free = signed(&house, &session, &body).await;
     assert_eq!(free.valid_before(), START + 72 * 3600);
     assert_eq!(free.valid_principals(), ["deploy"]);
     assert!(free.critical_options().is_empty());
     assert_eq!(free.extensions().len(), 3);
+    let agent = json!({ "public_key": SSH_KEY, "agent_forwarding": true });
+    let agent = signed(&house, &session, &agent).await;
+    assert_eq!(
+        agent.extensions().keys().collect::<Vec<_>>(),
+        ["permit-agent-forwarding", "permit-pty"]
+    );
     let plain = signed(&house, &session, &json!({ "public_key": SSH_KEY })).await;
     assert_eq!(plain.valid_before(), START + 24 * 3600);
 }
@@ -102,4 +109,64 @@ async fn a_peer_of_another_organisation_is_unknown() {
     let body = json!({ "public_key": SSH_KEY, "peer": lease(&house, &acme).await });
     let ask = by(&rival, post("/orgs/rival/ssh/certificates", &body));
     house.call(ask).await.refused(404, "peer_unknown");
+}
+
+#[tokio::test]
+async fn cas_are_rotated_with_an_overlap() {
+    let house = House::new();
+    let session = house.session(&house.acme, "ann").await;
+    let path = |end: &str| format!("/orgs/acme/ssh/authorities{end}");
+    let ask =
+        async |end: &str, body: Value| house.call(by(&session, post(&path(end), &body))).await;
+    let list = async || house.call(by(&session, fetch(&path("")))).await.ok();
+    let before = list().await;
+    let shape = |body: &Value| {
+        let all = body["authorities"].as_array().unwrap().clone();
+        let short = |ca: &Value| {
+            (
+                ca["kind"].clone(),
+                ca["signs"].clone(),
+                ca["retires"].clone(),
+            )
+        };
+        all.iter().map(short).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shape(&before),
+        [
+            (json!("user"), json!(true), Value::Null),
+            (json!("host"), json!(true), Value::Null)
+        ]
+    );
+    assert!(before.to_string().contains("SHA256:"));
+    ask("/retire", json!({})).await.refused(409, "no_rotation");
+
+    let body = ask("/rotate", json!({})).await.ok();
+    assert_eq!(body, list().await);
+    let (users, hosts) = (START + 72 * 3600, START + (30 * 24 + 72) * 3600);
+    assert_eq!(
+        shape(&body),
+        [
+            (json!("user"), json!(true), Value::Null),
+            (json!("user"), json!(false), json!(users)),
+            (json!("host"), json!(false), Value::Null),
+            (json!("host"), json!(true), json!(hosts))
+        ]
+    );
+    let again = ask("/rotate", json!({ "only": "user" })).await;
+    again.refused(409, "rotation_under_way");
+    let misspelt = ask("/rotate", json!({ "onyl": "user" })).await;
+    misspelt.refused(400, "bad_request");
+    let body = ask("/retire", json!({ "only": "user" })).await.ok();
+    assert_eq!(shape(&body).len(), 3);
+    let certificate = json!({ "public_key": SSH_KEY });
+    let signed = signed(&house, &session, &certificate).await;
+    let ca = body["authorities"][0]["fingerprint"].as_str().unwrap();
+    assert_eq!(
+        signed
+            .signature_key()
+            .fingerprint(ssh_key::HashAlg::Sha256)
+            .to_string(),
+        ca
+    );
 }

@@ -35,6 +35,9 @@ async fn anothers_organisation_does_not_exist() {
             post(&format!("/orgs/{org}/peers"), &lease),
             remove(&format!("/orgs/{org}/peers/laptop")),
             post(&format!("/orgs/{org}/ssh/certificates"), &certificate),
+            fetch(&format!("/orgs/{org}/ssh/authorities")),
+            post(&format!("/orgs/{org}/ssh/authorities/rotate"), &json!({})),
+            post(&format!("/orgs/{org}/ssh/authorities/retire"), &json!({})),
         ] {
             let answer = house.call(by(&session, request)).await;
             answer.refused(404, "org_unknown");
