@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod command;
 pub mod emulator;
+pub mod firewall;
 pub mod namespace;
 pub mod peer;
 pub mod system;
@@ -28,4 +29,17 @@ pub fn root() -> bool {
     assert!(std::env::var_os("CI").is_none(), "{message}");
     eprintln!("skipped: {message}");
     false
+}
+
+/// Megabytes of noise, the same at each run.
+pub fn noise(megabytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut bytes = Vec::with_capacity(megabytes << 20);
+    while bytes.len() < megabytes << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
 }

@@ -212,13 +212,18 @@ impl System {
         );
     }
 
-    /// A client command of the same machine, run to its end.
-    pub fn underpass(&self, arguments: &[&str]) -> Output {
+    /// A client command of the same machine.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = program(self.namespace.as_deref());
         command
             .args(arguments)
             .env("UNDERPASS_DATA_DIR", &self.data_dir);
-        run(command, b"", Duration::from_secs(30))
+        command
+    }
+
+    /// The same, run to its end.
+    pub fn underpass(&self, arguments: &[&str]) -> Output {
+        run(self.command(arguments), b"", Duration::from_secs(30))
     }
 
     /// The certificate that the system presents.
