@@ -7,12 +7,13 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
+
+use crate::platform::{self, Access};
 
 /// `--data-dir DIR`, for every command that speaks to a running system.
 #[derive(clap::Args, Clone, Debug)]
@@ -33,10 +34,7 @@ impl DataDirArg {
         if let Some(dir) = &self.data_dir {
             return Ok(dir.clone());
         }
-        let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-        let base = base.filter(|path| path.is_absolute()).or_else(home);
-        Ok(base
+        Ok(platform::data_home()
             .context("no place for data\nhint: give --data-dir DIR")?
             .join("underpass"))
     }
@@ -44,10 +42,7 @@ impl DataDirArg {
     /// The directory, made if need be, for the process that will own it.
     pub(crate) fn own(&self) -> anyhow::Result<DataDir> {
         let path = self.path()?;
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path);
+        let made = platform::make_private_dir(&path);
         made.with_context(|| format!("cannot make {}", path.display()))?;
         DataDir::checked(&path)
     }
@@ -88,18 +83,7 @@ impl DataDir {
             fs::canonicalize(path).with_context(|| format!("cannot open {}", path.display()))?;
         let meta = fs::metadata(&path)?;
         ensure!(meta.is_dir(), "{} is not a directory", path.display());
-        let shown = path.display();
-        let uid = nix::unistd::geteuid().as_raw();
-        ensure!(
-            meta.uid() == uid,
-            "{shown} belongs to user {}\nhint: choose a --data-dir of your own",
-            meta.uid()
-        );
-        let mode = meta.permissions().mode() & 0o777;
-        ensure!(
-            mode & 0o077 == 0,
-            "{shown} is open to others (mode {mode:03o}), and it holds every key\nhint: chmod 700 {shown}"
-        );
+        platform::check_private(&path, Access::Enter)?;
         Ok(DataDir(path))
     }
 
@@ -198,19 +182,16 @@ impl DataDir {
 
 fn open_private(path: &Path) -> anyhow::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
-    let options = options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600);
-    options
+    options.read(true).write(true).create(true).truncate(false);
+    platform::private(&mut options)
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn arg(path: &Path) -> DataDirArg {

@@ -9,6 +9,7 @@ mod output;
 mod api;
 mod client;
 mod data_dir;
+mod platform;
 mod up;
 
 use std::process::ExitCode;

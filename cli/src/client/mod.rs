@@ -16,12 +16,12 @@ pub(crate) mod stdio;
 pub(crate) mod terminal;
 pub(crate) mod wireguard;
 
-use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{io::Write, path::Path};
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use crate::api::Api;
+use crate::{api::Api, platform};
 
 /// An organisation, as control lists it.
 #[derive(Debug, Deserialize, serde::Serialize)]
@@ -43,7 +43,7 @@ pub(crate) async fn list(api: &Api) -> anyhow::Result<Vec<Org>> {
 pub(crate) fn write_secret(path: &Path, text: &str, overwrite: bool) -> anyhow::Result<()> {
     let shown = path.display();
     let mut options = std::fs::OpenOptions::new();
-    options.write(true).mode(0o600);
+    options.write(true).create_new(true);
     if overwrite {
         // A file that others could read would stay readable: make the new one from nothing.
         if path.exists() {
@@ -52,8 +52,7 @@ pub(crate) fn write_secret(path: &Path, text: &str, overwrite: bool) -> anyhow::
     } else if path.exists() {
         bail!("{shown} exists already\nhint: choose another name, or say --overwrite");
     }
-    let mut file = options
-        .create_new(true)
+    let mut file = platform::private(&mut options)
         .open(path)
         .with_context(|| format!("cannot write {shown}"))?;
     file.write_all(text.as_bytes())

@@ -1,15 +1,12 @@
 //! The terminal this program runs on, its standard streams, and the signals it is sent.
 
-use std::{
-    io::{self, IsTerminal, Read},
-    os::fd::AsFd,
-};
+use std::io::{self, IsTerminal, Read};
 
-use rustix::termios::{self, OptionalActions, Termios};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
+
+use crate::platform::{self, Resizes, Restore};
+
+pub(crate) use crate::platform::ended_by_signal;
 
 /// Standard input and output are both a terminal: a person can be asked.
 pub(crate) fn is_interactive() -> bool {
@@ -18,42 +15,27 @@ pub(crate) fn is_interactive() -> bool {
 
 /// Columns and rows of the terminal, 80 by 24 where there is none that says.
 pub(crate) fn size() -> (u32, u32) {
-    let of = |fd: &dyn AsFd| {
-        let size = termios::tcgetwinsize(fd.as_fd()).ok()?;
-        (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col.into(), size.ws_row.into()))
-    };
-    of(&io::stdout())
-        .or_else(|| of(&io::stdin()))
-        .unwrap_or((80, 24))
+    platform::terminal_size().unwrap_or((80, 24))
 }
 
 /// Tells of each change of the terminal's size.
-pub(crate) fn resizes() -> io::Result<Signal> {
-    signal(SignalKind::window_change())
+pub(crate) fn resizes() -> io::Result<Resizes> {
+    Resizes::begin()
 }
 
 /// The terminal passes every key on as it is. Dropping this restores what was.
-pub(crate) struct RawMode(Termios);
+pub(crate) struct RawMode {
+    _restore: Restore,
+}
 
 impl RawMode {
     /// Begins, where standard input is a terminal.
     pub(crate) fn begin() -> io::Result<Option<RawMode>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() {
+        if !io::stdin().is_terminal() {
             return Ok(None);
         }
-        let before = termios::tcgetattr(&stdin)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(&stdin, OptionalActions::Drain, &raw)?;
-        Ok(Some(RawMode(before)))
-    }
-}
-
-impl Drop for RawMode {
-    fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+        let _restore = platform::raw_mode()?;
+        Ok(Some(RawMode { _restore }))
     }
 }
 
@@ -84,21 +66,6 @@ pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
         }
     });
     taken
-}
-
-/// Waits for a signal that ends programs, and says its number.
-pub(crate) async fn ended_by_signal() -> i32 {
-    let wait = async |kind: SignalKind| match signal(kind) {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => SignalKind::interrupt().as_raw_value(),
-        () = wait(SignalKind::terminate()) => SignalKind::terminate().as_raw_value(),
-        () = wait(SignalKind::hangup()) => SignalKind::hangup().as_raw_value(),
-    }
 }
 
 /// What a shell shows of a program that a signal ended.
