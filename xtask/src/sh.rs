@@ -22,9 +22,15 @@ pub(crate) fn line(dir: &Path, line: &str) -> Command {
     command(dir, &line.split_whitespace().collect::<Vec<_>>())
 }
 
-/// Prints a command, runs it, and fails when it does.
+/// Prints a command, runs it, and fails when it does. What it says goes to stderr: our own stdout
+/// is for results.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
-    let shown = show(command);
+    run_with_output(command.stdout(std::io::stderr()))
+}
+
+/// The same, of a command whose stdout is a result.
+pub(crate) fn run_with_output(command: &mut Command) -> anyhow::Result<()> {
+    let shown = words(command);
     eprintln!("$ {shown}");
     let status = command
         .status()
@@ -37,7 +43,7 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
 
 /// What a command prints on stdout; fails when it does.
 pub(crate) fn read(command: &mut Command) -> anyhow::Result<String> {
-    let shown = show(command);
+    let shown = words(command);
     let output = command
         .output()
         .with_context(|| format!("cannot run `{shown}`"))?;
@@ -60,7 +66,7 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn show(command: &Command) -> String {
+fn words(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words
         .map(OsStr::to_string_lossy)

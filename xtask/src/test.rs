@@ -65,21 +65,24 @@ impl Part {
             Part::Boundaries => boundaries::run(root),
             Part::Web => {
                 web::run(root)?;
-                sh::run(&mut sh::line(root, "node --test web-client/tests/"))
+                sh::run_with_output(&mut sh::line(root, "node --test web-client/tests/"))
             }
             Part::Rust => {
                 build(root)?;
                 let test = "cargo test --quiet --workspace --no-fail-fast --exclude tests";
-                sh::run(&mut sh::line(root, test))?;
+                sh::run_with_output(&mut sh::line(root, test))?;
                 // Each of these is a whole system with its peers: one at a time.
                 let test = "cargo test --quiet --package tests --no-fail-fast -- --test-threads=1 --nocapture";
-                sh::run(sh::line(root, test).env(BINARY, binary(root)))
+                sh::run_with_output(sh::line(root, test).env(BINARY, binary(root)))
             }
-            Part::Sim => sh::run(&mut sh::line(&root.join("tests/sim"), "cargo test --quiet")),
+            Part::Sim => {
+                let dir = root.join("tests/sim");
+                sh::run_with_output(&mut sh::line(&dir, "cargo test --quiet"))
+            }
             Part::Browser => {
                 build(root)?;
                 let dir = root.join("tests/browser");
-                sh::run(sh::line(&dir, "npm test --silent").env(BINARY, binary(root)))
+                sh::run_with_output(sh::line(&dir, "npm test --silent").env(BINARY, binary(root)))
             }
         }
     }
@@ -114,7 +117,7 @@ pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     }
     let json = if json { "--json" } else { "" };
     let run = format!("cargo run --quiet --release --bin {name} -- {json}");
-    sh::run(&mut sh::line(&dir, &run))
+    sh::run_with_output(&mut sh::line(&dir, &run))
 }
 
 /// Where the tests look for the binary they drive.
