@@ -4,6 +4,7 @@
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use wire::CloseCode;
@@ -41,20 +42,27 @@ counters! {
     ConnectionsFullSource, "connections_full_source", "Connections dropped at the limit of one source.";
     HandshakesFull, "tls_handshakes_full", "Connections dropped at the limit of TLS handshakes under way.";
     HandshakesFullSource, "tls_handshakes_full_source", "Connections dropped at the limit of TLS handshakes of one source.";
-    TlsFailed, "tls_failed", "TLS handshakes that failed.";
+    TlsDone, "tls_done", "TLS handshakes that succeeded.";
+    TlsCut, "tls_cut", "TLS handshakes that the client left, or whose connection was lost.";
+    TlsRefused, "tls_refused", "TLS handshakes that the client refused, for a certificate that it does not trust for example.";
+    TlsIncompatible, "tls_incompatible", "TLS handshakes without a version or a cipher in common.";
+    TlsFailed, "tls_failed", "TLS handshakes that broke the protocol, or were no TLS.";
     TlsTimeout, "tls_timeout", "TLS handshakes that took too long.";
     Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";
     HttpFailed, "http_failed", "HTTP connections that broke off, slow headers included.";
     RequestTimeout, "request_timeout", "Requests that were not answered in time, slow bodies included.";
     // upgrades
     HostRefused, "host_refused", "Requests with a foreign Host header.";
-    NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade of underpass.v1.";
+    NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade.";
+    VersionRefused, "version_refused", "Tunnel requests of another WebSocket version than 13.";
+    SubprotocolRefused, "subprotocol_refused", "Tunnel requests that do not offer underpass.v1.";
     UpgradeFailed, "upgrade_failed", "Upgrades whose connection was lost.";
     // sessions
     SessionsOpened, "sessions_opened", "Sessions opened.";
     SessionsEnded, "sessions_ended", "Sessions ended, for whatever reason.";
     SessionsProven, "sessions_proven", "Sessions proven.";
     SessionsLeft, "sessions_left", "Sessions that the client ended.";
+    SessionsLost, "sessions_lost", "Sessions whose connection was lost.";
     // what passes
     UpDatagrams, "up_datagrams", "Datagrams received from clients.";
     UpBytes, "up_bytes", "Bytes of datagrams received from clients.";
@@ -91,6 +99,39 @@ pub struct Counters {
     counts: Vec<AtomicU64>,
     closed: Vec<AtomicU64>,
     refused: Vec<AtomicU64>,
+    delays: [AtomicU64; DELAYS],
+    delay_micros: AtomicU64,
+}
+
+/// The upper bounds of the delays that are told apart, in milliseconds; the last class has none.
+pub const DELAY_BOUNDS_MS: [u64; DELAYS - 1] = [1, 2, 5, 10, 20, 50, 100, 200];
+const DELAYS: usize = 9;
+
+/// How long datagrams waited for their client, gathered without a shared cache line.
+#[derive(Debug, Default)]
+pub(crate) struct Delays {
+    counts: [u64; DELAYS],
+    micros: u64,
+    any: bool,
+}
+
+impl Delays {
+    /// Datagrams that did not wait at all.
+    pub(crate) fn none(&mut self, datagrams: u64) {
+        self.counts[0] += datagrams;
+        self.any = true;
+    }
+
+    /// A datagram that has waited for `delay`.
+    pub(crate) fn one(&mut self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        let class = DELAY_BOUNDS_MS
+            .iter()
+            .position(|bound| micros <= bound * 1000);
+        self.counts[class.unwrap_or(DELAYS - 1)] += 1;
+        self.micros = self.micros.saturating_add(micros);
+        self.any = true;
+    }
 }
 
 impl Counters {
@@ -101,6 +142,8 @@ impl Counters {
             counts: zeros(Counter::ALL.len()),
             closed: zeros(CloseCode::ALL.len()),
             refused: zeros(CloseCode::ALL.len()),
+            delays: Default::default(),
+            delay_micros: AtomicU64::new(0),
         }
     }
 
@@ -112,6 +155,29 @@ impl Counters {
     /// `n` more.
     pub fn add(&self, counter: Counter, n: u64) {
         self.counts[counter as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Adds what a session has gathered.
+    pub(crate) fn delays(&self, delays: &Delays) {
+        if !delays.any {
+            return;
+        }
+        for (count, more) in self.delays.iter().zip(delays.counts) {
+            if more > 0 {
+                count.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+        if delays.micros > 0 {
+            self.delay_micros
+                .fetch_add(delays.micros, Ordering::Relaxed);
+        }
+    }
+
+    /// How many datagrams waited for their client up to each of [`DELAY_BOUNDS_MS`] and no less
+    /// than the one before, and the sum of all delays in microseconds.
+    pub fn get_delays(&self) -> ([u64; DELAY_BOUNDS_MS.len() + 1], u64) {
+        let counts = std::array::from_fn(|class| self.delays[class].load(Ordering::Relaxed));
+        (counts, self.delay_micros.load(Ordering::Relaxed))
     }
 
     /// A session was closed with `code`.

@@ -8,12 +8,14 @@
 //! The pure parts are [`proof`] (what a session may send), `queue` (what waits, and what is
 //! dropped) and `admission` (who may open a session): they take time as an argument. The driver
 //! parts are `session` (one future per WebSocket), `udp` (the socket to a gateway), [`mod@serve`]
-//! (the accept loop) and [`tls`].
+//! (the accept loop), [`tls`] and [`admin`] (metrics and health).
 
+pub mod admin;
 mod admission;
 mod config;
 pub mod counters;
 pub mod hosts;
+pub mod metrics;
 mod pool;
 pub mod proof;
 mod queue;
@@ -26,6 +28,7 @@ mod tls_stream;
 mod token;
 mod udp;
 
+pub use admin::serve_admin;
 pub use config::{GatewayTarget, Limits, RelayConfig};
 pub use counters::{Counter, Counters};
 pub use router::{Relay, router};

@@ -117,19 +117,21 @@ impl Queue {
             .map(|first| &*first.datagram)
     }
 
-    /// Takes the datagram that [`Queue::front`] showed.
-    pub(crate) fn pop(&mut self) {
-        if let Some(first) = self
+    /// Takes the datagram that [`Queue::front`] showed; how long it has waited.
+    pub(crate) fn pop(&mut self, now: Duration) -> Duration {
+        let first = self
             .handshakes
             .pop_front()
-            .or_else(|| self.data.pop_front())
-        {
+            .or_else(|| self.data.pop_front());
+        let waited = first.map_or(Duration::ZERO, |first| {
             self.bytes -= first.datagram.len();
-        }
+            now.saturating_sub(first.since)
+        });
         // A burst leaves no memory behind.
         if self.is_empty() && self.data.capacity() > KEPT {
             self.data.shrink_to(KEPT);
         }
+        waited
     }
 
     /// All of it has left, and the path takes more: nothing stands.
@@ -159,7 +161,7 @@ mod tests {
         let mut first_bytes = Vec::new();
         while let Some(datagram) = queue.front() {
             first_bytes.push(datagram[0]);
-            queue.pop();
+            queue.pop(Duration::ZERO);
         }
         first_bytes
     }
@@ -200,14 +202,14 @@ mod tests {
         for millis in 0..=200 {
             queue.push(at(millis), Kind::Data, &[1; 10]);
             queue.push(at(millis), Kind::Data, &[2; 10]);
-            queue.pop();
+            queue.pop(at(millis));
             assert_eq!(queue.expire(at(millis)), 0, "a burst waits");
         }
         assert!(queue.expire(at(201)) > 0);
         // What is left is at most 8 ms old.
         assert_eq!(queue.len(), 2 * 8);
         while !queue.is_empty() {
-            queue.pop();
+            assert!(queue.pop(at(202)) <= at(9));
         }
         queue.push(at(202), Kind::Data, &[1; 10]);
         assert_eq!(queue.expire(at(211)), 1, "it stands still");
@@ -237,7 +239,7 @@ mod tests {
                 match action {
                     0 => {
                         popped += u64::from(queue.front().is_some());
-                        queue.pop();
+                        queue.pop(now);
                     }
                     _ => {
                         let kind = if action == 1 { Kind::Data } else { Kind::Response };

@@ -60,6 +60,11 @@ impl Relay {
         &self.0.counters
     }
 
+    /// Whether it opens no session any more.
+    pub fn is_draining(&self) -> bool {
+        self.0.shutdown.is_cancelled()
+    }
+
     /// After `shutdown`: waits until every client has been told and every session has ended.
     pub async fn closed(&self) {
         self.0.shutdown.cancelled().await;
@@ -183,7 +188,9 @@ async fn upgraded(
 fn http_refusal(relay: &Inner, refusal: HttpRefusal) -> Response {
     relay.counters.count(match refusal {
         HttpRefusal::Host => Counter::HostRefused,
-        _ => Counter::NotAnUpgrade,
+        HttpRefusal::NotAnUpgrade => Counter::NotAnUpgrade,
+        HttpRefusal::Version => Counter::VersionRefused,
+        HttpRefusal::Subprotocol => Counter::SubprotocolRefused,
     });
     let mut response = error(refusal.status(), refusal.words());
     if refusal.status() == StatusCode::UPGRADE_REQUIRED {

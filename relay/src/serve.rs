@@ -238,13 +238,27 @@ impl Server {
             return None;
         }
         match TlsStream::accept(tcp, self.tls.clone()).await {
-            Ok(tls) => Some(tls),
+            Ok(tls) => {
+                self.counters.count(Counter::TlsDone);
+                Some(tls)
+            }
             Err(error) => {
-                self.counters.count(Counter::TlsFailed);
+                self.counters.count(tls_failure(&error));
                 tracing::debug!(%error, "TLS handshake failed");
                 None
             }
         }
+    }
+}
+
+/// Why a TLS handshake failed.
+fn tls_failure(error: &io::Error) -> Counter {
+    let inner = error.get_ref().and_then(|it| it.downcast_ref());
+    match inner {
+        Some(rustls::Error::AlertReceived(_)) => Counter::TlsRefused,
+        Some(rustls::Error::PeerIncompatible(_)) => Counter::TlsIncompatible,
+        Some(_) => Counter::TlsFailed,
+        None => Counter::TlsCut,
     }
 }
 

@@ -65,7 +65,8 @@ where
     let end = std::future::poll_fn(|context| pump.poll(context)).await;
     let Rest { socket, unwritten } = pump.into_rest();
     match end {
-        End::Left(_) | End::Lost => counters.count(Counter::SessionsLeft),
+        End::Left(_) => counters.count(Counter::SessionsLeft),
+        End::Lost => counters.count(Counter::SessionsLost),
         End::Close(code) => counters.closed(code),
     }
     match end {

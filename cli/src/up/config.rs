@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Where to forward names outside .internal [default: the first nameserver of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS:PORT")]
     dns_upstream: Option<SocketAddr>,
+    /// Where to serve /metrics, /healthz and /readyz in cleartext, loopback for example [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) data_dir: DataDirArg,
     /// Print one line of JSON on stdout when ready, and nothing else there
@@ -67,6 +70,7 @@ pub(crate) struct Config {
     pub(crate) origins: Vec<String>,
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     pub(crate) dns_upstream: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) json: bool,
 }
 
@@ -133,6 +137,7 @@ impl Args {
             origins: self.origins.clone(),
             tls: self.tls_cert.clone().zip(self.tls_key.clone()),
             dns_upstream: self.dns_upstream.or_else(system_nameserver),
+            metrics_listen: self.metrics_listen,
             json: self.json,
         })
     }

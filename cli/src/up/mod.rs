@@ -45,6 +45,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     dir.retract();
     up.tasks.close();
     up.relay.closed().await;
+    up.drained.cancel();
     up.tasks.wait().await;
     Ok(())
 }
@@ -54,6 +55,8 @@ struct Up {
     report: report::Report,
     relay: Relay,
     tasks: TaskTracker,
+    /// The relay's last session has ended: readiness need not be told any more.
+    drained: CancellationToken,
 }
 
 impl Up {
@@ -121,6 +124,12 @@ impl Up {
             Arc::default(),
             stop.clone(),
         );
+        let drained = CancellationToken::new();
+        if let Some(address) = config.metrics_listen {
+            let listener = TcpListener::bind(address).await;
+            let listener = bind(address, "--metrics-listen", listener)?;
+            tasks.spawn(relay::serve_admin(listener, relay.clone(), drained.clone()));
+        }
 
         let names = Arc::new(Names::new(Arc::clone(&control)));
         let options = gateway::Options {
@@ -180,6 +189,7 @@ impl Up {
             report,
             relay,
             tasks,
+            drained,
         })
     }
 }

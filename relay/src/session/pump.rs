@@ -28,7 +28,7 @@ use super::{End, Opening, Rest};
 use crate::{
     admission::Gateway,
     config::Limits,
-    counters::{Counter, Counters},
+    counters::{Counter, Counters, Delays},
     pool,
     proof::{self, Proof, Verdict},
     queue::Queue,
@@ -90,6 +90,7 @@ struct Tally {
     up_bytes: u64,
     down: u64,
     down_bytes: u64,
+    delays: Delays,
 }
 
 /// What one turn takes from one side before the other side gets its turn.
@@ -219,6 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 self.counters.add(counter, count);
             }
         }
+        self.counters.delays(&tally.delays);
         more
     }
 
@@ -331,7 +333,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             Verdict::Pass(_) => {
                 self.last_datagram = now;
                 if !batch.push(datagram) {
-                    self.send_batch(now, batch)?;
+                    let sent = self.send_batch(now, batch);
+                    sent.inspect_err(|_| self.counters.count(Counter::UpSendFailed))?;
                     batch.push(datagram);
                 }
                 return Ok(());
@@ -447,7 +450,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 }
                 Sent::Refused(_) => self.counters.count(Counter::UpSendFailed),
             }
-            self.up.pop();
+            self.up.pop(now);
         }
         self.up.rested();
     }
@@ -519,10 +522,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         // Straight into the message, as long as nothing waits before it.
         if self.down.is_empty() && !self.writing && (self.filled > 0 || self.notices.is_empty()) {
             if self.fill(datagram) {
+                self.tally.delays.none(1);
                 return Ok(());
             }
-            self.poll_down(context, now)?;
+            let written = self.poll_down(context, now);
+            written.inspect_err(|_| self.counters.count(Counter::DownEnded))?;
             if self.down.is_empty() && !self.writing && self.fill(datagram) {
+                self.tally.delays.none(1);
                 return Ok(());
             }
         }
@@ -606,7 +612,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             }
             let old = self.down.expire(now);
             self.counters.add(Counter::DownOld, old);
-            self.fill_from_queue();
+            self.fill_from_queue(now);
             if self.filled == 0 {
                 self.backlogged = false;
                 self.down.rested();
@@ -616,12 +622,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     /// As much as is ready and fits.
-    fn fill_from_queue(&mut self) {
+    fn fill_from_queue(&mut self, now: Duration) {
         let mut down = std::mem::take(&mut self.down);
         while let Some(datagram) = down.front()
             && self.fill(datagram)
         {
-            down.pop();
+            self.tally.delays.one(down.pop(now));
         }
         self.down = down;
     }

@@ -9,4 +9,6 @@ mod hostile;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod seen;
+#[cfg(test)]
 mod support;

@@ -128,6 +128,19 @@ impl Fixture {
             .unwrap()
     }
 
+    /// A client that does not trust the certificate.
+    pub(crate) async fn refused_by_client(&self) {
+        let strict = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let refused = TlsConnector::from(Arc::new(strict)).connect(name, tcp);
+        assert!(refused.await.is_err());
+    }
+
     /// Connects with a valid token in the header, and reads the hello.
     pub(crate) async fn client(&self) -> WebSocket {
         let token = good_token();
