@@ -1,12 +1,16 @@
 //! Two machines and a firewall between them that drops what it is told to, without a word.
 
-use std::{process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use crate::{
     command::run,
     namespace::{Namespace, connect},
+    peer::Peer,
     system::{Setup, System, binary},
 };
+
+/// What passes between the two machines, not within one and not from a third.
+const FROM_OUTSIDE: &str = "iifname v* ip saddr 10.99.7.0/24";
 
 const QUICK: Duration = Duration::from_secs(10);
 
@@ -41,9 +45,11 @@ impl Firewall {
             let chain = "add table inet wall; add chain inet wall in { type filter hook input priority 0; }";
             namespace.run("nft", [chain], QUICK).ok();
         }
-        let counter = "add chain inet wall seen { type filter hook prerouting priority 0; }; \
-                       add rule inet wall seen iifname v* udp dport 51820 counter";
-        server.run("nft", [counter], QUICK).ok();
+        let counter = format!(
+            "add chain inet wall seen {{ type filter hook prerouting priority 0; }}; \
+             add rule inet wall seen {FROM_OUTSIDE} udp dport 51820 counter"
+        );
+        server.run("nft", [&counter], QUICK).ok();
         Firewall {
             system,
             server,
@@ -54,7 +60,7 @@ impl Firewall {
     /// Drops what arrives of that protocol at either side.
     pub fn drops(&self, protocol: &str) {
         for namespace in [&self.server, &self.client] {
-            let rule = format!("add rule inet wall in iifname v* meta l4proto {protocol} drop");
+            let rule = format!("add rule inet wall in {FROM_OUTSIDE} meta l4proto {protocol} drop");
             namespace.run("nft", [&rule], QUICK).ok();
         }
     }
@@ -92,6 +98,24 @@ impl Firewall {
             .args(arguments)
             .env("UNDERPASS_DATA_DIR", self.system.data_dir());
         command
+    }
+
+    /// A third machine, `inner._peer.internal`, with a stock WireGuard tunnel that the firewall does
+    /// not touch. Its configuration is written into `directory`.
+    pub fn inner(&self, directory: &Path) -> Peer {
+        let namespace = Namespace::new();
+        connect(&self.server, &namespace, 8);
+        namespace.ip(["route", "add", "10.99.7.0/24", "via", "10.99.8.1"]);
+        let path = directory.join("inner.conf");
+        let shown = path.display().to_string();
+        let org = &self.system.ready.org;
+        self.system
+            .underpass(&["wireguard", "create", "--org", org, "inner", &shown])
+            .ok();
+        let peer = Peer::up(namespace, &path);
+        // Its tunnel begins with what it sends: from now on it can be reached.
+        peer.dig(["inner._peer.internal", "AAAA"]);
+        peer
     }
 
     /// Which way a ping goes: `UDP` or `WebSocket`.

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use crate::command::{Output, run};
+use crate::{
+    clock::wait_for,
+    command::{Output, run},
+};
 
 /// Long enough for `ip` on a busy machine.
 const QUICK: Duration = Duration::from_secs(20);
@@ -60,6 +63,16 @@ impl Namespace {
         let mut command = self.command(program);
         command.args(arguments);
         run(command, b"", limit)
+    }
+
+    /// Waits until something listens on that TCP port inside.
+    pub fn listens(&self, port: u16) {
+        let port = format!(":{port} ");
+        let listening = || {
+            let output = self.run("ss", ["-Hltn"], QUICK);
+            output.text().contains(&port).then_some(())
+        };
+        wait_for("a server", Duration::from_secs(60), listening);
     }
 
     /// `ip -n NAME ...`, which has to succeed.

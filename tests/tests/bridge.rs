@@ -74,6 +74,7 @@ fn a_stock_client_passes_through_the_bridge() {
         })
         .collect();
     fs::write(path("wg.conf"), bridged).expect("a configuration");
+    let inner = lab.inner(directory.path());
     let Firewall {
         server: _server,
         client,
@@ -98,4 +99,45 @@ fn a_stock_client_passes_through_the_bridge() {
     );
     let seconds = started.elapsed().as_secs_f64();
     println!("100 MiB through wireguard-go and the bridge: {seconds:.1} s");
+
+    // iperf3 both ways, TCP and UDP.
+    let mut server = inner.namespace.command("iperf3");
+    server.args(["--server"]).stdout(Stdio::null());
+    let _server = Background::start(server);
+    inner.namespace.listens(5201);
+    for (flow, more) in [
+        ("TCP up", &["--time", "3"][..]),
+        ("TCP down", &["--time", "3", "--reverse"]),
+        (
+            "UDP up",
+            &[
+                "--time",
+                "3",
+                "--udp",
+                "--bitrate",
+                "20M",
+                "--length",
+                "1300",
+            ],
+        ),
+    ] {
+        let mut client = peer.namespace.command("iperf3");
+        client
+            .args(["--client", &inner.address, "--json"])
+            .args(more);
+        let output = run(client, b"", Duration::from_secs(40)).ok();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let sum = &json["end"][if flow.starts_with("UDP") {
+            "sum"
+        } else {
+            "sum_received"
+        }];
+        let (bytes, rate) = (sum["bytes"].as_u64(), sum["bits_per_second"].as_f64());
+        println!(
+            "iperf3 through wireguard-go and the bridge, {flow}: {:.0} Mbit/s, {} lost",
+            rate.unwrap_or_default() / 1e6,
+            sum["lost_packets"],
+        );
+        assert!(bytes.is_some_and(|bytes| bytes > 1 << 20), "{flow}: {json}");
+    }
 }

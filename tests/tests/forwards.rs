@@ -16,30 +16,11 @@ use tests::{
     clock::wait_for,
     command::{Background, Output, run},
     firewall::Firewall,
-    namespace::{Namespace, connect},
-    noise,
-    peer::Peer,
-    root,
+    namespace::Namespace,
+    noise, root,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// The server's machine, `inner._peer.internal`.
-fn inner(lab: &Firewall, files: &TempDir) -> Peer {
-    let namespace = Namespace::new();
-    connect(&lab.server, &namespace, 8);
-    namespace.ip(["route", "add", "10.99.7.0/24", "via", "10.99.8.1"]);
-    let path = files.path().join("inner.conf");
-    let shown = path.display().to_string();
-    let org = &lab.system.ready.org;
-    lab.system
-        .underpass(&["wireguard", "create", "--org", org, "inner", &shown])
-        .ok();
-    let peer = Peer::up(namespace, &path);
-    // Its tunnel begins with what it sends: from now on it can be reached.
-    peer.dig(["inner._peer.internal", "AAAA"]);
-    peer
-}
 
 /// Starts `proxy` on the client's machine; where it listens.
 fn proxy(lab: &Firewall, arguments: &[&str]) -> (Background, Vec<String>) {
@@ -67,7 +48,7 @@ fn postgresql_through_proxy() {
     }
     let lab = Firewall::new();
     let files = tempfile::tempdir().expect("a directory");
-    let inner = inner(&lab, &files);
+    let inner = lab.inner(files.path());
     let cluster = Cluster::new();
     let _server = cluster.serve(&inner.namespace);
     let (_proxy, local) = proxy(&lab, &["0:5432", "inner._peer.internal"]);
@@ -180,7 +161,7 @@ impl Cluster {
         command.arg("-D").arg(self.data());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let server = Background::start(command);
-        listens(namespace, 5432);
+        namespace.listens(5432);
         server
     }
 }
@@ -198,15 +179,6 @@ fn programs() -> PathBuf {
     bin.filter(|bin| bin.join("initdb").exists())
         .max()
         .expect("PostgreSQL's server\ntype: cargo xtask setup")
-}
-
-fn listens(namespace: &Namespace, port: u16) {
-    let port = format!(":{port} ");
-    let listening = || {
-        let output = namespace.run("ss", ["-Hltn"], Duration::from_secs(5));
-        output.text().contains(&port).then_some(())
-    };
-    wait_for("a server", LIMIT, listening);
 }
 
 /// Serves the file of its argument to whoever asks, and says how much it was sent.
@@ -230,14 +202,14 @@ fn curl_through_socks_by_name() {
     }
     let lab = Firewall::new();
     let files = tempfile::tempdir().expect("a directory");
-    let inner = inner(&lab, &files);
+    let inner = lab.inner(files.path());
     let bytes = noise(20);
     let file = files.path().join("served");
     fs::write(&file, &bytes).expect("a file");
     let mut command = inner.namespace.command("node");
     command.args(["-e", HTTP]).arg(&file);
     let _server = Background::start(command);
-    listens(&inner.namespace, 8080);
+    inner.namespace.listens(8080);
     let (_proxy, local) = proxy(&lab, &["--socks", "0"]);
     let curl = |more: &[&str]| -> Output {
         let mut command = lab.client.command("curl");
