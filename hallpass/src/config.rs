@@ -1,7 +1,7 @@
 //! What the server is told before it starts.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ssh_key::certificate::CertType;
@@ -14,7 +14,7 @@ use crate::users::Users;
 #[derive(Debug)]
 pub struct Config {
     /// What the host proves itself with.
-    pub host: HostIdentity,
+    pub host: Host,
     /// As whom sessions run.
     pub users: Users,
     /// The variables of a session, those of the image's entry point as a rule. Names that are not
@@ -31,15 +31,45 @@ pub struct Config {
 
 impl Config {
     /// A configuration with the default limits and an empty environment.
-    pub fn new(host: HostIdentity, users: Users) -> Config {
+    pub fn new(host: impl Into<Host>, users: Users) -> Config {
         Config {
-            host,
+            host: host.into(),
             users,
             environment: Vec::new(),
             limits: Limits::default(),
             sftp_program: None,
             counters: Arc::default(),
         }
+    }
+}
+
+/// What a host proves itself with, as of now. A certificate ends before the server does: whoever
+/// holds a clone of this replaces it, and connections that begin from then on see the new one.
+#[derive(Clone, Debug)]
+pub struct Host(Arc<RwLock<Arc<HostIdentity>>>);
+
+impl Host {
+    /// What connections that begin now see.
+    pub fn identity(&self) -> Arc<HostIdentity> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces it.
+    pub fn replace(&self, identity: HostIdentity) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(identity);
+    }
+
+    /// Replaces the certificate, for the same key.
+    pub fn renew(&self, certificate: Certificate) -> Result<(), ConfigError> {
+        let key = self.identity().key.clone();
+        self.replace(HostIdentity::new(key, certificate)?);
+        Ok(())
+    }
+}
+
+impl From<HostIdentity> for Host {
+    fn from(identity: HostIdentity) -> Host {
+        Host(Arc::new(RwLock::new(Arc::new(identity))))
     }
 }
 
@@ -75,6 +105,11 @@ impl HostIdentity {
             return Err(ConfigError::NoPrincipals);
         }
         Ok(HostIdentity { key, certificate })
+    }
+
+    /// The certificate.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
     }
 }
 

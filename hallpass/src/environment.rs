@@ -12,7 +12,9 @@ impl Environment {
     pub(crate) fn of_entry_point(variables: &[(String, String)]) -> Environment {
         let mut environment = Environment::default();
         for (name, value) in variables {
-            if is_plain(name) && !name.starts_with("LD_") && !value.contains('\0') {
+            let kept =
+                is_plain(name) && !name.starts_with("LD_") && !AGENT.contains(&name.as_str());
+            if kept && !value.contains('\0') {
                 environment.0.insert(name.clone(), value.into());
             }
         }
@@ -42,6 +44,9 @@ pub(crate) fn is_for_clients(name: &str, value: &str) -> bool {
     named && name.len() <= 64 && value.len() <= 1024 && !value.contains('\0')
 }
 
+/// A session's agent is its client's, or there is none.
+const AGENT: [&str; 2] = ["SSH_AUTH_SOCK", "SSH_AGENT_PID"];
+
 fn is_plain(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
     name.bytes().next().is_some_and(letter)
@@ -61,6 +66,7 @@ mod tests {
             ("_X1", ""),
             ("LD_PRELOAD", "/x.so"),
             ("LD_LIBRARY_PATH", "/x"),
+            ("SSH_AUTH_SOCK", "/x"),
             ("BAD-NAME", "1"),
             ("1X", "1"),
             ("", "1"),

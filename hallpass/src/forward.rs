@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::channel::{Inbox, Outbox};
@@ -36,8 +37,11 @@ impl Target {
 }
 
 /// Copies both ways until the connection has ended or the client closes the channel.
-pub(crate) async fn run(stream: TcpStream, mut inbox: Inbox, outbox: Outbox) {
-    let (mut read, write) = stream.into_split();
+pub(crate) async fn run(
+    (mut read, write): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    mut inbox: Inbox,
+    outbox: Outbox,
+) {
     let both = async {
         let inward = async {
             inbox.feed(write).await;

@@ -3,21 +3,25 @@
 //! The protocol library leaves pty, env, x11, shell, exec, subsystem and window requests without
 //! a reply unless its handler gives one, and a client that waits for it hangs. Each callback here
 //! ends in a success or a failure. None of them waits for a program.
+//!
+//! It is one file because it is one trait: what its callbacks do lies elsewhere.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard};
 
 use russh::server::{Auth, ChannelOpenHandle, Msg, Response, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, Sig};
-use ssh::{Authorized, authorize};
+use ssh::{Authorized, Denied, Trust, authorize};
 use ssh_key::Certificate;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
-use crate::channel::{self, Inbox, Inlet, Outbox};
+use crate::agent::{self, Socket};
+use crate::channels::{Channels, Parts, State};
 use crate::config::Config;
 use crate::environment::{Environment, is_for_clients};
 use crate::forward::{self, Target};
@@ -26,7 +30,7 @@ use crate::modes;
 use crate::process;
 use crate::program::{Event, Running};
 use crate::start::{Request, Start, Terminal};
-use crate::trust::TrustSource;
+use crate::trust::{TrustSource, TrustUnavailable};
 use crate::tty::{self, Size};
 use crate::users::Account;
 
@@ -80,27 +84,6 @@ pub(crate) enum Fault {
     Overrun,
 }
 
-type Channels = Arc<Mutex<HashMap<ChannelId, State>>>;
-
-/// What is known of one open channel. Dropping it hangs up.
-struct State {
-    inlet: Inlet,
-    /// What a program is given when it starts.
-    parts: Option<Parts>,
-    environment: Vec<(String, String)>,
-    terminal: Option<Terminal>,
-    /// Why there is no terminal, for whoever asked for one.
-    no_terminal: Option<String>,
-    events: mpsc::Sender<Event>,
-    _closed: DropGuard,
-}
-
-struct Parts {
-    inbox: Inbox,
-    outbox: Outbox,
-    events: mpsc::Receiver<Event>,
-}
-
 impl Handler {
     pub(crate) fn new(
         config: Arc<Config>,
@@ -135,13 +118,19 @@ impl Handler {
                 hint,
             }
         };
-        let trust = self.trust.trust().await.map_err(|error| {
+        let unavailable = |error: TrustUnavailable| {
             let hint =
                 "the instance cannot ask who may log in: try again, then look at its network";
             refuse("trust_unavailable", error.to_string(), hint)
-        })?;
-        let authorized = authorize(certificate, user, source.ip(), (self.clock)(), &trust)
-            .map_err(|denied| refuse(denied.code(), denied.to_string(), denied.hint()))?;
+        };
+        let decide =
+            |trust: &Trust| authorize(certificate, user, source.ip(), (self.clock)(), trust);
+        let mut decided = decide(&self.trust.trust().await.map_err(unavailable)?);
+        if matches!(decided, Err(Denied::UnknownAuthority { .. })) {
+            decided = decide(&self.trust.fresh_trust().await.map_err(unavailable)?);
+        }
+        let authorized =
+            decided.map_err(|denied| refuse(denied.code(), denied.to_string(), denied.hint()))?;
         let account = self.config.users.account(user).map_err(|error| {
             refuse(
                 "no_account",
@@ -156,7 +145,7 @@ impl Handler {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ChannelId, State>> {
-        lock(&self.channels)
+        self.channels.lock()
     }
 
     fn refuse(&self, code: &'static str) {
@@ -177,34 +166,8 @@ impl Handler {
             self.refuse("channel_limit");
             return Err(ChannelOpenFailure::ResourceShortage);
         }
-        let id = channel.id();
-        // The receiving half is dropped: what arrives comes through this handler's own callbacks,
-        // because the library blocks the whole session on a full half.
-        let (_, write) = channel.split();
-        let (inlet, inbox) = channel::queue(id, Arc::clone(&self.intake));
-        let (events, event_queue) = mpsc::channel(EVENTS);
-        let closed = CancellationToken::new();
-        let outbox = Outbox {
-            id,
-            write: Arc::new(write),
-            handle: session.handle(),
-            closed: closed.clone(),
-        };
         self.config.counters.channel();
-        let state = State {
-            inlet,
-            parts: Some(Parts {
-                inbox,
-                outbox,
-                events: event_queue,
-            }),
-            environment: Vec::new(),
-            terminal: None,
-            no_terminal: None,
-            events,
-            _closed: closed.drop_guard(),
-        };
-        Ok((id, state))
+        Ok(State::new(channel, &self.intake, session.handle()))
     }
 
     /// Starts a program on the channel, once. The program's task outlives no connection: it ends
@@ -228,12 +191,23 @@ impl Handler {
         let terminal = state.terminal.take();
         let no_terminal = state.no_terminal.take();
         let variables = std::mem::take(&mut state.environment);
+        let agent = state.agent.take();
         drop(channels);
 
         info!(
             source = %self.source, key_id = login.authorized.key_id(),
             terminal = terminal.is_some(), what = request.name(), "program starts"
         );
+        let agent_path = agent.as_ref().map(Socket::path);
+        let agent = agent.map(|socket| {
+            let client = agent::Client {
+                handle: outbox.handle.clone(),
+                config: Arc::clone(&self.config),
+                channels: self.channels.clone(),
+                intake: Arc::clone(&self.intake),
+            };
+            AbortOnDropHandle::new(tokio::spawn(socket.forward(client)))
+        });
         let start = Start {
             running: Running {
                 inbox,
@@ -242,16 +216,17 @@ impl Handler {
             },
             request,
             forced: login.authorized.forced_command().map(str::to_owned),
-            environment: self.environment(variables, terminal.as_ref()),
+            environment: self.environment(variables, terminal.as_ref(), agent_path),
             account: login.account.clone(),
             terminal,
             no_terminal,
             sftp_program: self.config.sftp_program.clone().unwrap_or_default(),
         };
-        let (channels, intake) = (Arc::clone(&self.channels), Arc::clone(&self.intake));
+        let (channels, intake) = (self.channels.clone(), Arc::clone(&self.intake));
         tokio::spawn(async move {
             start.run().await;
-            lock(&channels).remove(&id);
+            drop(agent);
+            channels.remove(id);
             intake.forget(id);
         });
         true
@@ -261,6 +236,7 @@ impl Handler {
         &self,
         variables: Vec<(String, String)>,
         terminal: Option<&Terminal>,
+        agent: Option<PathBuf>,
     ) -> Environment {
         let mut environment = Environment::of_entry_point(&self.config.environment);
         for (name, value) in variables {
@@ -272,6 +248,9 @@ impl Handler {
         if let Some(terminal) = terminal {
             environment.set("TERM", terminal.term.clone());
             environment.set("SSH_TTY", terminal.slave.path.clone());
+        }
+        if let Some(agent) = agent {
+            environment.set("SSH_AUTH_SOCK", agent);
         }
         environment
     }
@@ -407,16 +386,16 @@ impl russh::server::Handler for Handler {
             return Ok(());
         };
         self.lock().insert(id, state);
-        let (channels, intake) = (Arc::clone(&self.channels), Arc::clone(&self.intake));
+        let (channels, intake) = (self.channels.clone(), Arc::clone(&self.intake));
         tokio::spawn(async move {
             match target.connect().await {
                 Some(stream) => {
                     reply.accept().await;
-                    forward::run(stream, inbox, outbox).await;
+                    forward::run(stream.into_split(), inbox, outbox).await;
                 }
                 None => reply.reject(ChannelOpenFailure::ConnectFailed).await,
             }
-            lock(&channels).remove(&id);
+            channels.remove(id);
             intake.forget(id);
         });
         Ok(())
@@ -611,9 +590,30 @@ impl russh::server::Handler for Handler {
         answer(id, false, session)
     }
 
-    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Fault> {
-        self.refuse("agent_forwarding");
-        Ok(false)
+    async fn agent_request(&mut self, id: ChannelId, _: &mut Session) -> Result<bool, Fault> {
+        let permitted = self.login.as_ref();
+        let permitted = permitted.filter(|login| login.authorized.permit_agent_forwarding());
+        let Some(login) = permitted else {
+            self.refuse("agent_forwarding");
+            return Ok(false);
+        };
+        let mut channels = self.channels.lock();
+        let waits = |state: &&mut State| state.parts.is_some() && state.agent.is_none();
+        let Some(state) = channels.get_mut(&id).filter(waits) else {
+            return Ok(false);
+        };
+        match Socket::open(&login.account) {
+            Ok(socket) => {
+                state.agent = Some(socket);
+                Ok(true)
+            }
+            Err(error) => {
+                drop(channels);
+                warn!(source = %self.source, %error, "no socket for the agent");
+                self.refuse("agent_socket");
+                Ok(false)
+            }
+        }
     }
 
     async fn tcpip_forward(
@@ -664,11 +664,5 @@ fn answer(id: ChannelId, yes: bool, session: &mut Session) -> Result<(), Fault> 
     Ok(())
 }
 
-fn lock(channels: &Channels) -> MutexGuard<'_, HashMap<ChannelId, State>> {
-    channels.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Resizes and signals that wait for a program.
-const EVENTS: usize = 16;
 /// Variables that a client may set on one channel.
 const VARIABLES: usize = 32;

@@ -5,10 +5,13 @@
 //! shells, commands and SFTP. There is no password, no plain key and no way to log in without the
 //! authorities: where they cannot be had, nobody gets in.
 //!
-//! X11, agent and remote forwarding are refused without ending the session. Local forwarding goes
-//! to the instance's own loopback, for certificates that permit it.
+//! X11 and remote forwarding are refused without ending the session. Local forwarding goes to the
+//! instance's own loopback, and agent forwarding to a private socket, for certificates that permit
+//! them.
 
+mod agent;
 mod channel;
+mod channels;
 mod config;
 mod counters;
 mod environment;
@@ -27,7 +30,7 @@ mod trust;
 mod tty;
 mod users;
 
-pub use config::{Config, ConfigError, HostIdentity, Limits};
+pub use config::{Config, ConfigError, Host, HostIdentity, Limits};
 pub use counters::Counters;
 pub use listener::Listener;
 pub use serve::serve;

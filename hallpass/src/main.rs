@@ -1,5 +1,6 @@
 //! `hallpass`, the SSH server of an instance.
 
+mod renewal;
 mod wireguard;
 
 use std::io::IsTerminal;
@@ -10,14 +11,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ssh_key::{Certificate, PrivateKey};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use underpass_hallpass::{
-    self as hallpass, Cached, Config, DnsTrust, FileTrust, HostIdentity, TrustSource, Users,
+    self as hallpass, Cached, Config, DnsTrust, FileTrust, Host, TrustSource, Users,
 };
+
+use crate::renewal::Files;
 
 /// The SSH server of an instance: certificates alone, both ways.
 ///
@@ -49,7 +51,7 @@ struct Serve {
     /// The private host key.
     #[arg(long, value_name = "FILE", env = "HALLPASS_HOST_KEY")]
     host_key: PathBuf,
-    /// The certificate for the host key.
+    /// The certificate for the host key; a new one in its place is taken within seconds.
     #[arg(long, value_name = "FILE", env = "HALLPASS_HOST_CERTIFICATE")]
     host_certificate: PathBuf,
     /// Join the network of this WireGuard configuration.
@@ -116,15 +118,16 @@ async fn serve(arguments: Serve) -> anyhow::Result<()> {
     let read = |path: &PathBuf| {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
     };
-    let key = PrivateKey::from_openssh(read(&arguments.host_key)?)
-        .with_context(|| format!("{} is no private key", arguments.host_key.display()))?;
-    let certificate = Certificate::from_openssh(&read(&arguments.host_certificate)?)
-        .with_context(|| format!("{} is no certificate", arguments.host_certificate.display()))?;
+    let files = Files {
+        key: arguments.host_key,
+        certificate: arguments.host_certificate,
+    };
+    let host = Host::from(files.read()?);
     let users = match arguments.users {
         RunAs::System => Users::System,
         RunAs::Current => Users::Current,
     };
-    let mut config = Config::new(HostIdentity::new(key, certificate)?, users);
+    let mut config = Config::new(host.clone(), users);
     config.environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| !name.starts_with("HALLPASS_"))
@@ -133,6 +136,11 @@ async fn serve(arguments: Serve) -> anyhow::Result<()> {
         .ok()
         .map(|this| vec![this, "sftp-server".into()]);
     let config = Arc::new(config);
+    tokio::spawn(async move {
+        if let Err(error) = files.follow(host).await {
+            warn!("the host certificate is not followed: {error:#}");
+        }
+    });
 
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (

@@ -31,7 +31,6 @@ pub async fn serve<L: Listener>(
     mut listener: L,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let protocol = Arc::new(protocol(&config));
     let connections = Arc::new(Semaphore::new(config.limits.connections));
     let startups = Arc::new(Semaphore::new(config.limits.startups));
     let tasks = TaskTracker::new();
@@ -71,7 +70,8 @@ pub async fn serve<L: Listener>(
         };
         let connection = Connection {
             config: Arc::clone(&config),
-            protocol: Arc::clone(&protocol),
+            // With the host's certificate of now.
+            protocol: Arc::new(protocol(&config)),
             trust: Arc::clone(&trust),
             source,
             shutdown: shutdown.clone(),
@@ -165,6 +165,7 @@ fn log(source: SocketAddr, ended: &Result<(), Fault>) {
 
 fn protocol(config: &Config) -> server::Config {
     let limits = &config.limits;
+    let host = config.host.identity();
     server::Config {
         server_id: SshId::Standard(concat!("SSH-2.0-hallpass_", env!("CARGO_PKG_VERSION")).into()),
         methods: MethodSet::from(&METHODS[..]),
@@ -172,8 +173,8 @@ fn protocol(config: &Config) -> server::Config {
         // would cost the person a dozen waits.
         auth_rejection_time: Duration::ZERO,
         auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![config.host.key.clone()],
-        certificates: vec![config.host.certificate.clone()],
+        keys: vec![host.key.clone()],
+        certificates: vec![host.certificate.clone()],
         window_size: intake::OPEN,
         event_buffer_size: QUEUE,
         preferred: ssh::preferred(),

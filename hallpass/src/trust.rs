@@ -14,6 +14,12 @@ use tokio::time::Instant;
 pub trait TrustSource: Send + Sync + 'static {
     /// The authorities as of now. An error lets nobody in.
     fn trust(&self) -> TrustFuture<'_>;
+
+    /// The authorities, after a certificate of one that [`TrustSource::trust`] did not name: the
+    /// organisation may have made another a moment ago. A source that remembers answers asks anew.
+    fn fresh_trust(&self) -> TrustFuture<'_> {
+        self.trust()
+    }
 }
 
 /// The answer of a [`TrustSource`].
@@ -132,26 +138,35 @@ impl<S: TrustSource> Cached<S> {
             answer: Mutex::default(),
         }
     }
+
+    /// An answer of at most this age.
+    async fn within(&self, age: Duration) -> Result<Trust, TrustUnavailable> {
+        // Held over the question: logins at the same time ask once.
+        let mut answer = self.answer.lock().await;
+        if let Some((at, trust)) = answer.as_ref()
+            && at.elapsed() < age
+        {
+            return Ok(trust.clone());
+        }
+        *answer = None;
+        let trust = self.source.trust().await?;
+        *answer = Some((Instant::now(), trust.clone()));
+        Ok(trust)
+    }
 }
 
 impl<S: TrustSource> TrustSource for Cached<S> {
     fn trust(&self) -> TrustFuture<'_> {
-        Box::pin(async {
-            // Held over the question: logins at the same time ask once.
-            let mut answer = self.answer.lock().await;
-            if let Some((at, trust)) = answer.as_ref()
-                && at.elapsed() < self.keep
-            {
-                return Ok(trust.clone());
-            }
-            *answer = None;
-            let trust = self.source.trust().await?;
-            *answer = Some((Instant::now(), trust.clone()));
-            Ok(trust)
-        })
+        Box::pin(self.within(self.keep))
+    }
+
+    fn fresh_trust(&self) -> TrustFuture<'_> {
+        Box::pin(self.within(self.keep.min(FRESH)))
     }
 }
 
+/// Certificates of strangers make a source be asked no more often than this.
+const FRESH: Duration = Duration::from_millis(250);
 const ORGCERT: &str = "_orgcert.internal";
 const AUTHORITIES: usize = 16;
 
@@ -200,5 +215,19 @@ mod tests {
         assert!(cached.trust().await.is_err());
         assert!(cached.trust().await.is_ok());
         assert_eq!(cached.source.0.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn strangers_make_it_ask_anew_within_bounds() {
+        let cached = Cached::new(Flaky(AtomicU32::new(2)), Duration::from_secs(5));
+        assert!(cached.trust().await.is_ok());
+        for _ in 0..100 {
+            assert!(cached.fresh_trust().await.is_ok());
+        }
+        assert_eq!(cached.source.0.load(Ordering::Relaxed), 3);
+        tokio::time::advance(FRESH).await;
+        assert!(cached.fresh_trust().await.is_ok());
+        assert!(cached.trust().await.is_ok());
+        assert_eq!(cached.source.0.load(Ordering::Relaxed), 4);
     }
 }

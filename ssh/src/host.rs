@@ -177,7 +177,9 @@ impl HostDenied {
                 "another host answers for this name: dial one of the names in its certificate, or reload if instances just changed"
             }
             HostDenied::NotYetValid { .. } => "compare the clocks of this machine and the instance",
-            HostDenied::Expired { .. } => "restart the instance's SSH server to renew it",
+            HostDenied::Expired { .. } => {
+                "compare the clocks of this machine and the instance; a server renews its certificate by itself"
+            }
             HostDenied::WrongType
             | HostDenied::BadSignature
             | HostDenied::NoPrincipals

@@ -8,7 +8,7 @@ use std::{fmt::Write, sync::Arc, time::Duration};
 use anyhow::Context;
 use carrier::Transport;
 use control::{Org, Store};
-use hallpass::{Cached, DnsTrust, HostIdentity, Users};
+use hallpass::{Cached, DnsTrust, Host, HostIdentity, Users};
 use ssh_key::private::Ed25519Keypair;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tunnel::PrivateKey;
@@ -191,7 +191,13 @@ async fn supervise(
                 // Whoever connects now is told so at once, not after the gateway's own doubts.
                 machine.uplink.gateway.revoke(machine.key.public()).await;
             }
-            (_, kept) => running = kept,
+            (true, Some(kept)) => {
+                if let Err(error) = kept.renew(&store, &id) {
+                    tracing::warn!(instance = %id, "the host certificate is not renewed: {error:#}");
+                }
+                running = Some(kept);
+            }
+            (false, None) => {}
         }
         if let Some(ready) = ready.take() {
             let _gone = ready.send(Ok(()));
@@ -206,11 +212,22 @@ async fn supervise(
 /// A started instance.
 struct Running {
     stop: CancellationToken,
+    host: Host,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
     network: carrier::Handle,
 }
 
 impl Running {
+    /// Takes the next host certificate when it is time.
+    fn renew(&self, store: &Store, id: &str) -> anyhow::Result<()> {
+        let held = self.host.identity();
+        if let Some(next) = store.renew_host_certificate(id, held.certificate(), now())? {
+            tracing::info!(instance = %id, serial = next.serial(), "a new host certificate");
+            self.host.renew(next)?;
+        }
+        Ok(())
+    }
+
     async fn stop(self) {
         self.stop.cancel();
         let _ended = self.server.await;
@@ -254,13 +271,14 @@ impl Machine {
         let host_key = ssh_key::PrivateKey::new(pair.into(), id)?;
         let certificate =
             store.sign_host_certificate(id, &host_key.public_key().to_openssh()?, now())?;
-        let mut config =
-            hallpass::Config::new(HostIdentity::new(host_key, certificate)?, Users::Current);
+        let host = Host::from(HostIdentity::new(host_key, certificate)?);
+        let mut config = hallpass::Config::new(host.clone(), Users::Current);
         config.environment = environment(&instance);
         let trust = Arc::new(Cached::new(DnsTrust::new(network.clone()), TRUST_KEPT));
         let stop = stop.child_token();
         let serve = hallpass::serve(Arc::new(config), trust, listener, stop.clone());
         Ok(Running {
+            host,
             server: tokio::spawn(serve),
             stop,
             network,

@@ -214,3 +214,60 @@ fn superuser() -> bool {
     }
     root
 }
+
+/// The next host certificate is put in the place of the one before, and the server goes on: sessions
+/// that stand stay, and a file that cannot be read changes nothing.
+#[tokio::test]
+async fn a_renewed_host_certificate_is_taken_in_the_middle_of_things() {
+    let mut world = World::new().await;
+    let server = start(&mut world, "current").await;
+    let named = |name: &str| {
+        let mut command = world.tool("ssh");
+        command.args(["-o", &format!("HostKeyAlias={name}")]);
+        command.args(["root@127.0.0.1", "true"]);
+        command
+    };
+    let mut standing = world.ssh(&["read line; echo still $line"]);
+    let mut standing = standing
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    ok(&run(named("web.internal")).await);
+    assert!(!run(named("new.internal")).await.status.success());
+
+    let hang_up = || {
+        let pid = Pid::from_raw(server.id().unwrap().try_into().unwrap());
+        kill(pid, Signal::SIGHUP).unwrap();
+    };
+    world.write("host-cert.pub", "half a certifi");
+    hang_up();
+    ok(&run(named("web.internal")).await);
+
+    let next = Says {
+        kind: ssh_key::certificate::CertType::Host,
+        ca: crate::world::HOST_CA,
+        key: HOST,
+        principals: vec!["new.internal"],
+        extensions: vec![],
+        ..Says::default()
+    };
+    world.write("host-cert.pub", next.sign().to_openssh().unwrap());
+    hang_up();
+    let mut taken = false;
+    for _ in 0..40 {
+        taken = run(named("new.internal")).await.status.success();
+        if taken {
+            break;
+        }
+    }
+    assert!(taken, "the new certificate is presented");
+    assert!(!run(named("web.internal")).await.status.success());
+
+    let mut stdin = standing.stdin.take().unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, b"here\n")
+        .await
+        .unwrap();
+    let output = standing.wait_with_output().await.unwrap();
+    assert_eq!(text(&output.stdout), "still here\n");
+}
