@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use wire::{CloseCode, subprotocol::Offered, wireguard::Mac1Key};
 
@@ -85,7 +86,7 @@ impl Admission {
         }
         if !has_word(headers, &header::CONNECTION, "upgrade")
             || !has_word(headers, &header::UPGRADE, "websocket")
-            || only(headers, &header::SEC_WEBSOCKET_KEY).is_none_or(|key| key.len() != 24)
+            || !only(headers, &header::SEC_WEBSOCKET_KEY).is_some_and(is_key)
         {
             return Err(Refusal::Http(HttpRefusal::NotAnUpgrade));
         }
@@ -208,6 +209,11 @@ fn bearer(headers: &HeaderMap, offered: Offered) -> Option<String> {
             .then(|| token.trim().to_owned())
     });
     Some(token.unwrap_or_default())
+}
+
+/// Whether the text is the base64 of 16 bytes (RFC 6455, section 4.2.1).
+fn is_key(text: &str) -> bool {
+    STANDARD.decode(text).is_ok_and(|bytes| bytes.len() == 16)
 }
 
 /// The value of a header that is there once.

@@ -200,9 +200,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         self.counters.add(Counter::UpEnded, self.up.len() as u64);
         self.counters
             .add(Counter::DownEnded, self.down.len() as u64);
+        let mut unwritten = self.out.split_off(self.out_at);
+        // What was asked before the end is answered.
+        if let Some(n) = self.pong {
+            let pong = Control::Pong { n }.to_text();
+            frame::push(&mut unwritten, Opcode::Text, pong.as_bytes());
+        }
+        if let Some(payload) = &self.frame_pong {
+            frame::push(&mut unwritten, Opcode::Pong, payload);
+        }
         Rest {
             socket: self.socket,
-            unwritten: self.out.split_off(self.out_at),
+            unwritten,
         }
     }
 

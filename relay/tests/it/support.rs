@@ -191,6 +191,7 @@ impl Fixture {
     pub(crate) async fn exchange(&self, request: &str) -> String {
         let mut tls = self.tls().await;
         tls.write_all(request.as_bytes()).await.unwrap();
+        tls.flush().await.unwrap();
         let mut answer = Vec::new();
         let _ = timeout(SOON, tls.read_to_end(&mut answer)).await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()
@@ -198,9 +199,20 @@ impl Fixture {
 
     /// A raw WebSocket: upgraded by hand, so that any bytes can follow.
     pub(crate) async fn raw(&self) -> TlsStream<TcpStream> {
+        self.upgraded(&[]).await
+    }
+
+    /// The same, with a token.
+    pub(crate) async fn raw_with_token(&self) -> TlsStream<TcpStream> {
+        let token = format!("authorization: Bearer {}", good_token());
+        self.upgraded(&[&token]).await
+    }
+
+    async fn upgraded(&self, headers: &[&str]) -> TlsStream<TcpStream> {
         let mut tls = self.tls().await;
-        let request = upgrade_request("localhost", "gw1", &[]);
+        let request = upgrade_request("localhost", "gw1", headers);
         tls.write_all(request.as_bytes()).await.unwrap();
+        tls.flush().await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
             answer.push(tls.read_u8().await.unwrap());
