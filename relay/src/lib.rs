@@ -14,6 +14,7 @@ pub mod admin;
 mod admission;
 mod config;
 pub mod counters;
+mod held;
 pub mod hosts;
 pub mod metrics;
 mod pool;

@@ -4,14 +4,7 @@
 //! holds up nobody but itself. A connection is counted until its socket is closed, the time after
 //! an upgrade included.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body, extract::ConnectInfo, response::IntoResponse};
 use http::{Request, StatusCode, header::CONNECTION};
@@ -20,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -29,6 +22,7 @@ use tower::ServiceExt;
 
 use crate::{
     counters::{Counter, Counters},
+    held::{Held, Unread},
     slots::{NoSlot, Slot, Slots},
     tls_stream::TlsStream,
 };
@@ -187,10 +181,12 @@ impl Server {
             Ok(None) => return,
             Err(_) => return self.counters.count(Counter::TlsTimeout),
         };
-        let stream = TokioIo::new(Held { tls, _slot: slot });
+        let unread = Unread::default();
+        let stream = TokioIo::new(Held::new(tls, slot, unread.clone()));
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(client));
-            let answer = self.app.clone().oneshot(request.map(Body::new));
+            let request = request.map(|body| Body::new(unread.watch(body)));
+            let answer = self.app.clone().oneshot(request);
             async {
                 match timeout(self.limits.request_timeout, answer).await {
                     Ok(answer) => answer,
@@ -268,40 +264,6 @@ const CLEARTEXT_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     connection: close\r\n\
     \r\n\
     This port speaks HTTPS.\nhint: begin the address with https:// (or wss://).\n";
-
-/// A connection that holds its slot until its socket is closed.
-struct Held {
-    tls: TlsStream,
-    _slot: Slot,
-}
-
-impl AsyncRead for Held {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Held {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(context)
-    }
-}
 
 /// Errors of `accept` that belong to the connection that was not accepted.
 fn is_of_one_connection(error: &io::Error) -> bool {

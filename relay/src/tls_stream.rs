@@ -66,6 +66,11 @@ impl TlsStream {
         Ok(stream)
     }
 
+    /// The connection below: what arrives after the end is of no account, decrypted or not.
+    pub(crate) fn tcp(&mut self) -> &mut TcpStream {
+        &mut self.tcp
+    }
+
     fn poll_handshake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let sent = self.poll_outgoing(context)?;

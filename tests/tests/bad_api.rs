@@ -116,7 +116,7 @@ fn foreign_hosts_origins_and_bodies_are_refused() {
         "[]",
         "null",
         r#"{"public_key":7}"#,
-        &"x".repeat(20_000),
+        &"x".repeat(2_000_000),
     ] {
         let reply = post(&peers, body);
         assert!(

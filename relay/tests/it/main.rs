@@ -13,4 +13,6 @@ mod rfc6455;
 #[cfg(test)]
 mod seen;
 #[cfg(test)]
+mod slow;
+#[cfg(test)]
 mod support;

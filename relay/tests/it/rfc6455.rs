@@ -6,7 +6,8 @@
 //! are the product's own (section 7.4.2): 4002 text, 4003 sizes, 4004 frames. Text is checked when
 //! its message is whole: failing in the middle of one (section 8.1 asks for no moment) is not done.
 //!
-//! Each case is sent whole, in the smallest pieces that its length allows, and cut in two.
+//! Each case is sent whole, in the smallest pieces that its length allows, and cut in two. The file
+//! is long because the table is: what is one table stays in one place.
 
 use std::{fmt, time::Duration};
 
@@ -65,6 +66,9 @@ const FRAME: u16 = 4004;
 const TEXT: u16 = 4002;
 const SIZE: u16 = 4003;
 const RECORD: u16 = 4000;
+
+/// Frames: the first byte and the payload of each.
+type Parts<'a> = Vec<(u8, &'a [u8])>;
 
 #[derive(Default)]
 struct Table(Vec<Case>);
@@ -320,7 +324,7 @@ fn fragments(table: &mut Table) {
     let (b, c) = b.split_at(1);
     let pong = |bytes: &[u8]| Seen::Pong(bytes.to_vec());
     let rest = || Seen::Data(data.clone());
-    let good: Vec<(&str, Vec<(u8, &[u8])>, Vec<Seen>)> = vec![
+    let good: Vec<(&str, Parts<'_>, Vec<Seen>)> = vec![
         ("two fragments", vec![(2, a), (0x80, &message[50..])], all()),
         ("three fragments", vec![(2, a), (0, b), (0x80, c)], all()),
         ("an empty first", vec![(2, b""), (0x80, &message)], all()),
@@ -400,7 +404,7 @@ fn fragments(table: &mut Table) {
     let over = frames(&[(2, &large), (0, b""), (0x80, b"x")]);
     table.fails("10.4", "65,537 bytes in three fragments", over, SIZE);
 
-    let bad: Vec<(&str, Vec<(u8, &[u8])>)> = vec![
+    let bad: Vec<(&str, Parts<'_>)> = vec![
         ("a continuation of nothing", vec![(0x80, b"x")]),
         ("an empty continuation of nothing", vec![(0x80, b"")]),
         ("an unfinished continuation of nothing", vec![(0, b"x")]),

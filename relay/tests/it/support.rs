@@ -59,6 +59,14 @@ pub(crate) async fn fixture() -> Fixture {
 pub(crate) async fn fixture_with(
     change: impl FnOnce(&mut RelayConfig, &mut AcceptLimits),
 ) -> Fixture {
+    fixture_of(axum::Router::new(), change).await
+}
+
+/// With more on the same port.
+pub(crate) async fn fixture_of(
+    app: axum::Router,
+    change: impl FnOnce(&mut RelayConfig, &mut AcceptLimits),
+) -> Fixture {
     let data = tempfile::tempdir().unwrap();
     let certificate = Certificate::load_or_make(data.path(), &[], now()).unwrap();
     let gateway = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -92,7 +100,7 @@ pub(crate) async fn fixture_with(
     let served = tokio::spawn(serve(
         listener,
         certificate.server_config().unwrap(),
-        router(relay.clone()),
+        app.merge(router(relay.clone())),
         limits,
         counters.clone(),
         shutdown.clone(),
