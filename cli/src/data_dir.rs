@@ -8,6 +8,7 @@ use std::{
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -59,6 +60,9 @@ impl DataDirArg {
         DataDir::checked(&path)
     }
 }
+
+/// Names drafts apart.
+static DRAFTS: AtomicU64 = AtomicU64::new(0);
 
 /// A data directory that nobody but its owner can enter.
 #[derive(Clone, Debug)]
@@ -170,8 +174,11 @@ impl DataDir {
     /// Writes a file that its owner alone can read, whole or not at all.
     fn write_private(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.0.join(name);
-        // Commands may write at the same time.
-        let draft = self.0.join(format!("{name}.{}", std::process::id()));
+        // Commands may write at the same time, and tasks of one process too.
+        let number = DRAFTS.fetch_add(1, Relaxed);
+        let draft = self
+            .0
+            .join(format!("{name}.{}-{number}", std::process::id()));
         let mut file = open_private(&draft)?;
         file.set_len(0)?;
         file.write_all(bytes)?;

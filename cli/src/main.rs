@@ -73,6 +73,10 @@ enum Command {
         after_help = "Examples:\n  underpass bridge --listen 127.0.0.1:51821\n  wg set wg0 peer GATEWAY_KEY endpoint 127.0.0.1:51821\n  underpass bridge --systemd > /etc/systemd/system/underpass-bridge.service"
     )]
     Bridge(client::bridge::Args),
+    /// Keep tunnels for the other commands, so that each begins at once
+    #[cfg(unix)]
+    #[command(subcommand)]
+    Agent(client::agent::Command),
     /// Say of each layer between here and an instance whether it works
     ///
     /// Ends with 0 when a shell can be had, by whichever way.
@@ -98,6 +102,8 @@ async fn main() -> ExitCode {
         Command::Instances(command) => client::instances::run(command).await,
         Command::Wireguard(command) => client::wireguard::run(command).await,
         Command::Dig(args) => client::dig::run(args).await,
+        #[cfg(unix)]
+        Command::Agent(command) => return ended(client::agent::run(command).await),
         Command::Ping(args) => return ended(client::ping::run(args).await),
         Command::Bridge(args) => return ended(client::bridge::run(args).await),
         Command::Doctor(args) => return ended(client::doctor::run(args).await),

@@ -1,5 +1,7 @@
 //! The commands that speak to a running system.
 
+#[cfg(unix)]
+pub(crate) mod agent;
 pub(crate) mod apps;
 pub(crate) mod args;
 pub(crate) mod bridge;

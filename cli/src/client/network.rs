@@ -1,4 +1,5 @@
-//! A way into an organisation's private network, for as long as a command runs.
+//! A way into an organisation's private network, for as long as a command runs: a tunnel that the
+//! agent keeps, or one of this process where there is no agent or none is wanted.
 //!
 //! A tunnel of this process has a WireGuard key of its own and a peer leased for it: two processes
 //! on one key would steal each other's session. The lease is renewed while the command runs and
@@ -10,7 +11,7 @@ mod peer;
 use std::{fmt, net::Ipv6Addr, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
-use carrier::CarrierError;
+use carrier::{CarrierError, Handle};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +20,8 @@ use tunnel::{Answer, Class, RecordKind};
 pub(crate) use own::{Own, connect};
 pub(crate) use peer::{Peer, lease_lost};
 
+#[cfg(unix)]
+use crate::client::agent::{Borrowed, Refused};
 use crate::{api::Api, client::args::Scope};
 
 /// What every command takes that sends packets into a network.
@@ -42,10 +45,14 @@ pub(crate) struct NetworkArgs {
         conflicts_with_all = ["udp", "websockets"]
     )]
     transport: Way,
+    /// Have a tunnel of this command's own, not the agent's [env: UNDERPASS_AGENT=off]
+    #[arg(long)]
+    no_agent: bool,
 }
 
 /// How packets get to the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Way {
     /// UDP where it gets through, the relay where it does not
     Auto,
@@ -63,12 +70,29 @@ impl NetworkArgs {
             _ => self.transport,
         }
     }
+
+    /// The same, with a tunnel of the command's own.
+    pub(crate) fn own(&self) -> NetworkArgs {
+        NetworkArgs {
+            no_agent: true,
+            ..self.clone()
+        }
+    }
+
+    #[cfg(unix)]
+    fn wants_agent(&self) -> bool {
+        !self.no_agent && std::env::var_os("UNDERPASS_AGENT").is_none_or(|value| value != "off")
+    }
 }
 
-/// The network, by a tunnel of this process. Clones share it.
+/// The network. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Network {
-    own: Arc<Own>,
+pub(crate) enum Network {
+    /// By a tunnel of this process.
+    Own(Arc<Own>),
+    /// By a tunnel of the agent.
+    #[cfg(unix)]
+    Agent(Arc<Borrowed>),
 }
 
 /// A byte stream to a host inside the network.
@@ -90,7 +114,7 @@ pub(crate) struct Echo {
 /// Why something inside the network did not work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failure {
-    /// Stable code.
+    /// Stable code; empty where the sentence holds one.
     pub(crate) code: String,
     /// A sentence.
     pub(crate) message: String,
@@ -101,39 +125,82 @@ pub(crate) struct Failure {
 impl Network {
     /// Opens it, without waiting for the gateway.
     pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
+        #[cfg(unix)]
+        if args.wants_agent() {
+            match Box::pin(Borrowed::open(&args.scope, args.way())).await {
+                Ok(borrowed) => return Ok(Network::Agent(Arc::new(borrowed))),
+                Err(Refused::Failed(error)) => return Err(error),
+                Err(Refused::Unusable(error)) => {
+                    eprintln!("underpass: no agent, but a tunnel of this command's own: {error:#}");
+                }
+            }
+        }
         let lost = || eprintln!("underpass: {}", lease_lost());
         let own = Box::pin(Own::open(&args.scope, args.way(), lost)).await?;
-        Ok(Network { own: Arc::new(own) })
+        Ok(Network::Own(Arc::new(own)))
+    }
+
+    /// The peer of a tunnel of this process.
+    pub(crate) fn own_peer(&self) -> Option<&Peer> {
+        match self {
+            Network::Own(own) => Some(own.peer()),
+            #[cfg(unix)]
+            Network::Agent(_) => None,
+        }
     }
 
     /// The organisation.
     pub(crate) fn org(&self) -> &str {
-        &self.own.peer().org
+        match self {
+            Network::Own(own) => &own.peer().org,
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.org(),
+        }
     }
 
     /// Control, logged in.
     pub(crate) async fn api(&self) -> anyhow::Result<&Api> {
-        Ok(&self.own.peer().api)
+        match self {
+            Network::Own(own) => Ok(&own.peer().api),
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.api().await,
+        }
     }
 
     /// The authorities trusted for the organisation's hosts.
     pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
-        self.own.peer().lease.host_cas()
+        match self {
+            Network::Own(own) => own.peer().lease.host_cas(),
+            #[cfg(unix)]
+            Network::Agent(borrowed) => peer::host_cas(&borrowed.host_cas()),
+        }
     }
 
     /// Waits until the gateway has answered.
     pub(crate) async fn ready(&self) -> anyhow::Result<Duration> {
-        self.own.ready().await
+        match self {
+            Network::Own(own) => own.ready().await,
+            #[cfg(unix)]
+            Network::Agent(borrowed) => Ok(borrowed.ready().await?),
+        }
     }
 
     /// What data goes over now: `UDP` or `WebSocket`.
     pub(crate) fn transport(&self) -> String {
-        self.own.carrier().transport().to_owned()
+        match self {
+            Network::Own(own) => own.carrier().transport().to_owned(),
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.transport(),
+        }
     }
 
     /// A key and a certificate of it that this tunnel's address alone can use.
     pub(crate) async fn identity(&self, user: &str) -> anyhow::Result<ssh::client::Identity> {
-        super::ssh::console::certify(self.own.peer(), user).await
+        match self {
+            Network::Own(own) => super::ssh::console::certify(own.peer(), user).await,
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.identity(user).await,
+        }
     }
 
     /// Connects to a host: to the first of its addresses that answers.
@@ -143,38 +210,72 @@ impl Network {
         port: u16,
         class: Class,
     ) -> Result<Stream, Failure> {
-        let stream = connect(self.own.carrier(), host, port, class).await?;
-        Ok(Box::new(stream))
+        match self {
+            Network::Own(own) => {
+                let stream = connect(own.carrier(), host, port, class).await?;
+                Ok(Box::new(stream))
+            }
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.connect(host, port, class).await,
+        }
     }
 
     /// Asks the network's name server.
     pub(crate) async fn lookup(&self, name: &str, kind: RecordKind) -> Result<Answer, Failure> {
-        Ok(self.own.carrier().lookup(name, kind).await?)
+        match self {
+            Network::Own(own) => Ok(own.carrier().lookup(name, kind).await?),
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.lookup(name, kind).await,
+        }
     }
 
     /// The addresses of a host: its own where it is one, with or without brackets.
     pub(crate) async fn resolve(&self, host: &str) -> Result<Vec<Ipv6Addr>, Failure> {
-        Ok(own::resolve(self.own.carrier(), host).await?)
+        if let Some(address) = own::literal(host) {
+            return Ok(vec![address]);
+        }
+        match self.lookup(host, RecordKind::Aaaa).await? {
+            Answer::Aaaa(addresses) => Ok(addresses),
+            Answer::Txt(_) => Ok(Vec::new()),
+        }
     }
 
     /// Sends an echo request and waits for its answer.
     pub(crate) async fn ping(&self, to: Ipv6Addr) -> Result<Echo, Failure> {
-        let rtt = self.own.carrier().ping(to).await?;
-        Ok(Echo {
-            micros: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
-            transport: self.transport(),
-        })
+        match self {
+            Network::Own(own) => Echo::ask(own.carrier(), to).await,
+            #[cfg(unix)]
+            Network::Agent(borrowed) => borrowed.ping(to).await,
+        }
     }
 
-    /// Says goodbye.
+    /// Says goodbye to the gateway, or lets go of the agent's tunnel.
     pub(crate) async fn close(self) {
-        self.own.close().await;
+        match self {
+            Network::Own(own) => own.close().await,
+            #[cfg(unix)]
+            Network::Agent(_) => {}
+        }
+    }
+}
+
+impl Echo {
+    /// Sends an echo request through a carrier.
+    pub(crate) async fn ask(carrier: &Handle, to: Ipv6Addr) -> Result<Echo, Failure> {
+        let rtt = carrier.ping(to).await?;
+        Ok(Echo {
+            micros: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+            transport: carrier.transport().to_owned(),
+        })
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.message, self.code)?;
+        f.write_str(&self.message)?;
+        if !self.code.is_empty() {
+            write!(f, " ({})", self.code)?;
+        }
         if self.hint.is_empty() {
             return Ok(());
         }

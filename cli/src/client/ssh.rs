@@ -73,7 +73,8 @@ pub(crate) struct Issue {
 pub(crate) struct Certified {
     /// In OpenSSH's format.
     pub(crate) certificate: String,
-    expires: u64,
+    /// Unix seconds.
+    pub(crate) expires: u64,
     host_cas: Vec<String>,
 }
 

@@ -79,12 +79,16 @@ impl Own {
     }
 }
 
-/// The addresses of a host: its own where it is one, with or without brackets.
-pub(crate) async fn resolve(handle: &Handle, host: &str) -> Result<Vec<Ipv6Addr>, CarrierError> {
+/// The address that a host is, with or without brackets.
+pub(super) fn literal(host: &str) -> Option<Ipv6Addr> {
     let bare = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
-    if let Ok(address) = bare.unwrap_or(host).parse() {
+    bare.unwrap_or(host).parse().ok()
+}
+
+async fn resolve(handle: &Handle, host: &str) -> Result<Vec<Ipv6Addr>, CarrierError> {
+    if let Some(address) = literal(host) {
         return Ok(vec![address]);
     }
     match handle.lookup(host, RecordKind::Aaaa).await? {

@@ -69,9 +69,12 @@ impl Lease {
 
     /// The authorities trusted for the organisation's hosts.
     pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
-        let keys = self.host_cas.iter();
-        keys.map(|line| ssh_key::PublicKey::from_openssh(line).context("a host CA is unreadable"))
-            .collect()
+        host_cas(&self.host_cas)
+    }
+
+    /// The same, as control wrote them.
+    pub(crate) fn host_ca_lines(&self) -> &[String] {
+        &self.host_cas
     }
 }
 
@@ -218,6 +221,13 @@ impl Peer {
             tracing::debug!("the lease was not given back: {error:#}");
         }
     }
+}
+
+/// Reads authorities as control writes them.
+pub(super) fn host_cas(lines: &[String]) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
+    let keys = lines.iter();
+    keys.map(|line| ssh_key::PublicKey::from_openssh(line).context("a host CA is unreadable"))
+        .collect()
 }
 
 /// What [`Peer::keep`] ends in.
