@@ -254,6 +254,13 @@ impl CarrierError {
             CarrierError::ProxyRefused { status: 407, .. } => {
                 "give the proxy's login: HTTPS_PROXY=http://name:password@proxy.example:3128"
             }
+            CarrierError::ProxyRefused { status: 0, .. } => {
+                "check HTTPS_PROXY: it may name a proxy of another network; unset it where none is \
+                 needed"
+            }
+            CarrierError::ProxyRefused {
+                status: 300..400, ..
+            } => "this network may want a login: open a browser, and try again after it",
             CarrierError::ProxyRefused { .. } => {
                 "ask whoever runs the proxy to allow the relay's host, or name the relay in NO_PROXY"
             }
@@ -262,7 +269,8 @@ impl CarrierError {
                  something in between presents its own certificate"
             }
             CarrierError::TlsFailed { .. } => {
-                "check that the relay's URL names a TLS port; something in between may interfere"
+                "something in between may answer for the relay, such as a login page: open a browser; \
+                 or the relay's URL names a port without TLS"
             }
             CarrierError::TlsSettings { .. } => {
                 "give a PEM file with at least one certificate, or a SHA-256 fingerprint of 64 hex \

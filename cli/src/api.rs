@@ -5,6 +5,7 @@
 //! a thousand commands are one session, and is replaced when control no longer takes it.
 
 use std::{
+    io::ErrorKind,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -122,7 +123,12 @@ impl Api {
         let exchange = self.exchange_untimed(method, path, body, session);
         let answer = tokio::time::timeout(TIMEOUT, exchange).await;
         let url = &self.running.url;
-        answer.map_err(|_| anyhow!("{url} does not answer\nhint: is `underpass up` stuck?"))?
+        answer.map_err(|_| {
+            anyhow!(
+                "{url} does not answer within {} s\nhint: a firewall may drop packets to it, or `underpass up` is stuck",
+                TIMEOUT.as_secs()
+            )
+        })?
     }
 
     async fn exchange_untimed<A: DeserializeOwned>(
@@ -133,8 +139,17 @@ impl Api {
         session: Option<String>,
     ) -> anyhow::Result<Answer<A>> {
         let address = self.running.address;
-        let stream = TcpStream::connect(address).await.with_context(|| {
-            format!("nothing listens on {address}\nhint: start it with `underpass up`")
+        let stream = TcpStream::connect(address).await.map_err(|error| {
+            let (what, hint) = match error.kind() {
+                ErrorKind::ConnectionRefused => {
+                    ("nothing listens on", "start it with `underpass up`")
+                }
+                _ => (
+                    "no way to",
+                    "check this machine's network: is it connected?",
+                ),
+            };
+            anyhow!(error).context(format!("{what} {address}\nhint: {hint}"))
         })?;
         let uri: http::Uri = self.running.url.parse()?;
         let authority = uri
@@ -144,7 +159,14 @@ impl Api {
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
         let tls = connector
             .connect(ServerName::try_from(name)?, stream)
-            .await?;
+            .await
+            .with_context(|| {
+                format!(
+                    "{address} is not the system that was started here\n\
+                     hint: something in between may answer for it, such as a login page or a proxy that inspects TLS; \
+                     if `underpass up` was given another certificate, restart it"
+                )
+            })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
         let connection = tokio::spawn(connection);

@@ -118,7 +118,7 @@ fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("underpass: {error:#}");
+            eprintln!("underpass: {}", output::explained(&error));
             ExitCode::FAILURE
         }
     }

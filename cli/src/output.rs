@@ -44,3 +44,49 @@ pub(crate) fn to_stdout(words: fmt::Arguments<'_>) {
 pub(crate) fn to_stderr(words: fmt::Arguments<'_>) {
     let _ = io::stderr().lock().write_fmt(words);
 }
+
+/// An error in one sentence with what caused it, and what to do about it on lines of their own: a
+/// cause may hang below a sentence that has a hint already.
+pub(crate) fn explained(error: &anyhow::Error) -> String {
+    let mut sentences: Vec<String> = Vec::new();
+    let mut hints: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let (sentence, hint) = text.split_once(HINT).unwrap_or((&text, ""));
+        // Some libraries say their cause themselves.
+        if !sentences.iter().any(|said| said.ends_with(sentence)) {
+            sentences.push(sentence.to_owned());
+        }
+        if !hint.is_empty() {
+            hints.push(format!("{HINT}{hint}"));
+        }
+    }
+    // The innermost knows best what happened, the outermost what was wanted: that one comes first.
+    hints.dedup();
+    sentences.join(": ") + &hints.concat()
+}
+
+const HINT: &str = "\nhint: ";
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn hints_come_last() {
+        let error = anyhow!("in use (98)").context("cannot listen\nhint: take another");
+        assert_eq!(
+            explained(&error),
+            "cannot listen: in use (98)\nhint: take another"
+        );
+        let error = anyhow!("refused\nhint: start it").context("cannot log in\nhint: ask");
+        assert_eq!(
+            explained(&error),
+            "cannot log in: refused\nhint: ask\nhint: start it"
+        );
+        let error = anyhow!("it broke").context("lost: it broke");
+        assert_eq!(explained(&error), "lost: it broke");
+    }
+}

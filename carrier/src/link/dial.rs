@@ -132,8 +132,15 @@ impl Target {
     }
 
     pub(super) async fn dial(&self, resume: Option<&str>) -> Result<Dialled, CarrierError> {
-        let addresses = limited(Step::Dns, DNS_LIMIT, self.addresses()).await?;
-        let mut tcp = limited(Step::Tcp, TCP_LIMIT, connect(&addresses)).await?;
+        let reach = async {
+            let addresses = limited(Step::Dns, DNS_LIMIT, self.addresses()).await?;
+            limited(Step::Tcp, TCP_LIMIT, connect(&addresses)).await
+        };
+        let mut tcp = reach.await.map_err(|error| match &self.proxy {
+            // It was the proxy that was looked up and called, not the relay.
+            Some(proxy) => proxy.unreachable(&error),
+            None => error,
+        })?;
         // Without these the connection works, slower.
         let _ = tcp.set_nodelay(true);
         #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -80,6 +80,32 @@ impl Proxy {
         }))
     }
 
+    /// What failed on the way to the proxy itself.
+    pub(super) fn unreachable(&self, error: &CarrierError) -> CarrierError {
+        self.silent(match error {
+            CarrierError::RelayName { reason, .. } => {
+                format!("its name cannot be resolved: {reason}")
+            }
+            CarrierError::RelayRefused { .. } => "it refused the TCP connection".to_owned(),
+            CarrierError::RelayUnreachable { reason, .. } => {
+                format!("it cannot be reached by TCP: {reason}")
+            }
+            CarrierError::RelayTimedOut { limit, .. } => {
+                format!("it did not answer within {} s", limit.as_secs())
+            }
+            other => other.to_string(),
+        })
+    }
+
+    /// It gave no HTTP answer.
+    fn silent(&self, reason: String) -> CarrierError {
+        CarrierError::ProxyRefused {
+            proxy: self.to_string(),
+            status: 0,
+            message: reason,
+        }
+    }
+
     /// Asks for a way to `host:port`; what follows on the stream is between us and them.
     pub(super) async fn pass(
         &self,
@@ -94,11 +120,7 @@ impl Proxy {
             env!("CARGO_PKG_VERSION"),
             login.unwrap_or_default()
         );
-        let broken = |reason: String| CarrierError::ProxyRefused {
-            proxy: self.to_string(),
-            status: 0,
-            message: reason,
-        };
+        let broken = |reason: String| self.silent(reason);
         stream
             .write_all(request.as_bytes())
             .await

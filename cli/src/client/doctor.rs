@@ -251,7 +251,7 @@ impl Report {
                 )
             }
             Err(error) => {
-                let text = format!("{error:#}");
+                let text = crate::output::explained(&error);
                 let (detail, hint) = text.split_once("\nhint: ").unwrap_or((&text, ""));
                 let (detail, hint) = (detail.to_owned(), hint.to_owned());
                 (

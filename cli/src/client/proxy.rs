@@ -143,7 +143,7 @@ async fn serve(
             // Keys and answers are not to wait for each other; where it fails they do.
             let _ = stream.set_nodelay(true);
             if let Err(error) = carry(stream, &destination, &network).await {
-                eprintln!("{from}: {error:#}");
+                eprintln!("{from}: {}", crate::output::explained(&error));
             }
             drop(slot);
         });

@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> ExitCode {
     match Box::pin(session(&args)).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("underpass: {error:#}");
+            eprintln!("underpass: {}", crate::output::explained(&error));
             ExitCode::from(FAILED)
         }
     }
