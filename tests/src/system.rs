@@ -273,6 +273,15 @@ impl System {
         self.process.stop()
     }
 
+    /// Ends the process without a chance to say goodbye.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn kill(&mut self) {
+        self.process.0.kill().expect("a process to kill");
+        self.process.stop();
+    }
+
     /// A request to the HTTP API by curl: the status and the JSON body.
     pub fn api(&self, method: &str, path: &str, bearer: Option<&str>, body: Option<&str>) -> Reply {
         self.api_with(method, path, bearer, body, &[])

@@ -318,34 +318,3 @@ fn files_by_sftp() {
         "{output}"
     );
 }
-
-/// An instance that ends under a session is noticed, and said.
-#[test]
-fn an_instance_that_dies_ends_its_sessions() {
-    let system = System::start();
-    let (app, instance) = system.instance();
-    let host = format!("{}.vm.{}.internal", instance.id, app.name);
-    let mut command = system.command(&["ssh", "console", "-A", &host, "-C", "echo up; sleep 1000"]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut session = Background::start(command);
-    let mut line = String::new();
-    let mut stdout = BufReader::new(session.0.stdout.take().expect("piped"));
-    stdout.read_line(&mut line).expect("a line");
-    assert_eq!(line, "up\n");
-    let stopped = tests::clock::now();
-    system.underpass(&["instances", "stop", &instance.id]).ok();
-    let ended = || session.0.try_wait().expect("a status");
-    let status = tests::clock::wait_for("the end of the session", Duration::from_secs(25), ended);
-    println!(
-        "a dead instance is noticed after {:.1} s",
-        stopped.elapsed().as_secs_f64()
-    );
-    let mut said = String::new();
-    let mut stderr = session.0.stderr.take().expect("piped");
-    stderr.read_to_string(&mut said).expect("text");
-    assert_eq!(status.code(), Some(255), "{said}");
-    assert!(said.contains("\nhint: "), "{said}");
-}

@@ -120,6 +120,53 @@ fn a_terminal_is_a_terminal() {
     tmux.shows("ended with 255");
 }
 
+/// Where several are meant a person is asked, again until it is one of them; off a terminal that is
+/// an error.
+#[test]
+fn a_choice_is_offered() {
+    let system = System::start();
+    let tmux = Tmux::new("choice", &system);
+    let program = binary().display().to_string();
+    tmux.keys(&[
+        &format!("'{program}' ssh console -C 'echo $UNDERPASS_APP'"),
+        "Enter",
+    ]);
+    tmux.shows("  1  web\n  2  worker\nWhich app? [1-2]");
+    tmux.keys(&["3", "Enter"]);
+    tmux.shows("Which app? [1-2] 3\nWhich app? [1-2]");
+    tmux.keys(&["worker", "Enter", "2", "Enter"]);
+    tmux.shows("connected to worker.internal over UDP\nworker\n");
+
+    tmux.keys(&["clear", "Enter"]);
+    let select =
+        format!("'{program}' ssh console -a web -s -r lhr -q -C 'echo in $UNDERPASS_REGION'");
+    tmux.keys(&[&select, "Enter"]);
+    // There is one in that region.
+    tmux.shows("in lhr\n");
+    tmux.keys(&["clear", "Enter"]);
+    let select = format!("'{program}' ssh console -a web -s -C 'echo in $UNDERPASS_INSTANCE'");
+    tmux.keys(&[&select, "Enter"]);
+    tmux.shows("Which instance? [1-2]");
+    let screen = tmux.screen();
+    let second = screen
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("2  "));
+    let second = second.and_then(|line| line.split('.').next());
+    let second = second.unwrap_or_else(|| panic!("no second instance in {screen}"));
+    tmux.keys(&["2", "Enter"]);
+    tmux.shows(&format!("in {second}\n"));
+
+    tmux.keys(&["clear", "Enter"]);
+    let piped = format!("'{program}' ssh console -C true </dev/null; echo ended with $?");
+    tmux.keys(&[&piped, "Enter"]);
+    tmux.shows("which app?\nhint: -a with one of web, worker\nended with 255");
+    // Nobody chooses.
+    tmux.keys(&["clear", "Enter", &select, "Enter"]);
+    tmux.shows("Which instance? [1-2]");
+    tmux.keys(&["C-d"]);
+    tmux.shows("no instance was chosen");
+}
+
 /// A pager and an editor look as they do without a network in between: after each key, in a window
 /// that becomes smaller and larger, and when they give the screen back.
 #[test]

@@ -269,7 +269,11 @@ fn an_http_proxy_is_passed() {
     let output = ping("http://10.99.7.1:3128", "");
     assert!(output.stderr.contains("(proxy_login)\nhint: "), "{output}");
     let output = ping("http://10.99.7.1:3129", "");
-    assert!(output.stderr.contains("10.99.7.1:3129 refused"), "{output}");
+    assert!(
+        output.stderr.contains("10.99.7.1:3129 opens no way")
+            && output.stderr.contains("refused the TCP connection"),
+        "{output}"
+    );
     ping("http://10.99.7.1:3129", "localhost, 10.99.7.1").ok();
     let mut command = lab.underpass(&["doctor", "--json"]);
     command.env("HTTPS_PROXY", "http://me:s%40cret@10.99.7.1:3128");
