@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigHandler, Signal, killpg};
 use nix::unistd::{Pid, setgid, setgroups, setsid, setuid, tcgetpgrp};
 use tokio::io::AsyncWrite;
 use tokio::io::unix::AsyncFd;
@@ -174,7 +174,8 @@ fn set_size(fd: &AsyncFd<OwnedFd>, size: Size) -> io::Result<()> {
 }
 
 /// Makes the command lead a session of its own, on the terminal at its standard input if there is
-/// one, as another user if asked for.
+/// one, as another user if asked for. Signals mean to it what they mean at birth: what ignored one
+/// before us, as `nohup` does, did not mean it for a program that is to hear that its client left.
 #[expect(
     unsafe_code,
     reason = "what runs between fork and exec is for the program to vouch for"
@@ -182,6 +183,12 @@ fn set_size(fd: &AsyncFd<OwnedFd>, size: Size) -> io::Result<()> {
 pub(crate) fn lead_session(command: &mut Command, terminal: bool, switch: Option<Switch>) {
     nix::ioctl_write_int_bad!(tiocsctty, nix::libc::TIOCSCTTY);
     let step = move || -> io::Result<()> {
+        for signal in Signal::iterator() {
+            if !matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+                // SAFETY: no handler is installed.
+                unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+            }
+        }
         setsid()?;
         if terminal {
             // SAFETY: descriptor 0 is the terminal, in place before this runs; the argument is a

@@ -110,6 +110,19 @@ async fn files_and_flags() {
     assert_eq!(ended.code(), Some(255));
 }
 
+/// What `nohup` asked of the server is not handed down: a program hears that its client left.
+#[tokio::test]
+async fn under_nohup() {
+    let mut world = World::new().await;
+    let mut nohup = Command::new("nohup");
+    nohup.arg(HALLPASS).stdin(Stdio::null());
+    let _server = start_within(&mut world, "current", nohup).await;
+    let ignored = ok(&run(world.ssh(&["grep SigIgn: /proc/self/status"])).await);
+    let ignored = ignored.trim().strip_prefix("SigIgn:\t").unwrap();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap();
+    assert_eq!(ignored & 0x7fff_ffff, 0, "of signals 1 to 31: {ignored:x}");
+}
+
 /// Only the superuser can switch to anybody else.
 #[tokio::test]
 async fn as_another_user() {

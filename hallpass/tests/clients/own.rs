@@ -11,7 +11,9 @@ use ssh_key::Certificate;
 use ssh_key::certificate::CertType;
 use tokio::net::TcpStream;
 
-use crate::world::{HOST, HOST_CA, STRANGER, Says, USER, World, eventually, key, noise, now};
+use crate::world::{
+    HOST, HOST_CA, STRANGER, Says, USER, World, eventually, key, narrow_socket, noise, now,
+};
 
 fn policy(dialled: &str, authority: u8) -> HostPolicy {
     HostPolicy::Certificate {
@@ -145,8 +147,27 @@ async fn signals() {
 #[tokio::test(flavor = "multi_thread")]
 async fn much_both_ways() {
     let world = World::new().await;
-    let session = session(&world).await;
-    let sent = noise(50 * 1024 * 1024);
+    echo(&session(&world).await, 50 * 1024 * 1024).await;
+}
+
+/// Both sides have much to write and the path takes little of it: were either to wait for its
+/// writing before it reads on, neither would.
+#[tokio::test(flavor = "multi_thread")]
+async fn much_both_ways_over_a_path_that_holds_little() {
+    let world = World::narrow();
+    let stream = narrow_socket().connect(world.address).await.unwrap();
+    let identity = identity(Says::default().sign());
+    let policy = policy("web.internal", HOST_CA);
+    let session = connect(stream, "root", identity, policy, now)
+        .await
+        .unwrap();
+    let echo = echo(&session, 16 * 1024 * 1024);
+    let done = tokio::time::timeout(Duration::from_secs(120), echo).await;
+    done.expect("both sides wait for each other");
+}
+
+async fn echo(session: &Session, bytes: usize) {
+    let sent = noise(bytes);
     let (mut read, write) = session.exec("cat", None, &[]).await.unwrap().split();
     let data = bytes::Bytes::from(sent.clone());
     let writing = tokio::spawn(async move {

@@ -15,7 +15,7 @@ use ssh_key::private::{Ed25519Keypair, KeypairData};
 use ssh_key::{Certificate, LineEnding, PrivateKey};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::process::Command;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use underpass_hallpass::{self as hallpass, Config, Counters, FileTrust, HostIdentity, Users};
@@ -113,12 +113,32 @@ pub(crate) fn host_certificate() -> Certificate {
     says.sign()
 }
 
+/// A socket with small buffers.
+pub(crate) fn narrow_socket() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_send_buffer_size(32 * 1024).unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
+    socket
+}
+
 impl World {
     pub(crate) async fn new() -> World {
         World::with(|_| {}).await
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> World {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        World::over(listener, change)
+    }
+
+    /// A server whose connections hold next to nothing on their way.
+    pub(crate) fn narrow() -> World {
+        let socket = narrow_socket();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        World::over(socket.listen(16).unwrap(), |_| {})
+    }
+
+    fn over(listener: TcpListener, change: impl FnOnce(&mut Config)) -> World {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::new(
             HostIdentity::new(key(HOST), host_certificate()).unwrap(),
@@ -131,7 +151,6 @@ impl World {
         ];
         change(&mut config);
         let counters = Arc::clone(&config.counters);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let authorities = dir.path().join("user-ca");
         std::fs::write(

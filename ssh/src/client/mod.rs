@@ -11,6 +11,7 @@
 mod auth;
 mod channel;
 mod error;
+mod outbox;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use self::auth::{Sign, SignFailed, SignFuture};
 pub use self::channel::{Channel, ExitStatus, Output, ReadHalf, WriteHalf};
 pub use self::error::SshError;
+use self::outbox::Outbox;
 use crate::certificate::fingerprint;
 use crate::host::{Dialled, HostDenied, VerifiedHost, verify_host};
 use crate::preferred;
@@ -139,6 +141,7 @@ where
         now,
         shared: Arc::clone(&shared),
     };
+    let stream = Outbox::new(stream);
     let mut handle = match client::connect_stream(Arc::new(config), stream, handler).await {
         Ok(handle) => handle,
         Err(fault) => return Err(lock(&shared).failure(fault)),
