@@ -34,6 +34,8 @@ pub(crate) struct Admitted {
     pub(crate) gateway: Arc<Gateway>,
     /// The id in the token; none without a token.
     pub(crate) token_id: Option<String>,
+    /// The resume token that it comes with.
+    pub(crate) resume: Option<String>,
 }
 
 /// A request that opens no session.
@@ -121,6 +123,7 @@ impl Admission {
             .gateways
             .get(gateway)
             .ok_or_else(|| refuse(CloseCode::GatewayUnknown))?;
+        let resume = offered.resume.clone();
         let token_id = match bearer(headers, offered) {
             None => None,
             Some(token) => {
@@ -134,7 +137,23 @@ impl Admission {
         Ok(Admitted {
             gateway: gateway.clone(),
             token_id,
+            resume,
         })
+    }
+}
+
+/// The rules of admission alone, without a relay: for checks of a configuration, and for fuzzing.
+pub struct Rules(Admission);
+
+impl Rules {
+    /// The rules that a relay of this configuration has.
+    pub fn new(config: &RelayConfig) -> Rules {
+        Rules(Admission::new(config))
+    }
+
+    /// Whether a session to `gateway` may be opened, as far as the headers of its request say.
+    pub fn admits(&self, gateway: &str, headers: &HeaderMap) -> bool {
+        self.0.judge(gateway, headers).is_ok()
     }
 }
 

@@ -70,6 +70,9 @@ pub struct Limits {
     pub sessions_per_source: usize,
     /// A session that is not proven by then is closed.
     pub unproven: Duration,
+    /// So long a session whose connection was lost waits for its client to come back; with zero
+    /// none does.
+    pub resume: Duration,
     /// A session without a datagram for this long is closed.
     pub idle: Duration,
     /// A client that sends no frame for this long is asked by a WebSocket ping.
@@ -93,6 +96,7 @@ impl Default for Limits {
             sessions: 10_000,
             sessions_per_source: 1_000,
             unproven: Duration::from_secs(30),
+            resume: Duration::from_secs(30),
             idle: Duration::from_secs(600),
             ping_after: Duration::from_secs(30),
             silent: Duration::from_secs(75),

@@ -63,6 +63,10 @@ counters! {
     SessionsProven, "sessions_proven", "Sessions proven.";
     SessionsLeft, "sessions_left", "Sessions that the client ended.";
     SessionsLost, "sessions_lost", "Sessions whose connection was lost.";
+    SessionsParked, "sessions_parked", "Sessions that waited for their client after their connection was lost.";
+    SessionsUnclaimed, "sessions_unclaimed", "Sessions that waited, and whose client did not come back in time.";
+    SessionsResumed, "sessions_resumed", "Sessions that a client came back to.";
+    ResumeUnknown, "resume_unknown", "Resume tokens that resumed nothing: unknown, used, over, or of another client.";
     // what passes
     UpDatagrams, "up_datagrams", "Datagrams received from clients.";
     UpBytes, "up_bytes", "Bytes of datagrams received from clients.";

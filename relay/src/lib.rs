@@ -20,6 +20,7 @@ pub mod metrics;
 mod pool;
 pub mod proof;
 mod queue;
+mod resume;
 mod router;
 pub mod serve;
 mod session;
@@ -30,6 +31,7 @@ mod token;
 mod udp;
 
 pub use admin::serve_admin;
+pub use admission::Rules;
 pub use config::{GatewayTarget, Limits, RelayConfig};
 pub use counters::{Counter, Counters};
 pub use router::{Relay, router};

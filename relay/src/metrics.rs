@@ -110,6 +110,24 @@ const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        name: "sessions_parked_total",
+        help: "Sessions that waited for their client after their connection was lost.",
+        of: &[("", Counter::SessionsParked)],
+    },
+    Family {
+        name: "sessions_unclaimed_total",
+        help: "Sessions that waited, and whose client did not come back in time.",
+        of: &[("", Counter::SessionsUnclaimed)],
+    },
+    Family {
+        name: "resumes_total",
+        help: "Clients that came back with a resume token.",
+        of: &[
+            ("outcome=\"resumed\"", Counter::SessionsResumed),
+            ("outcome=\"unknown\"", Counter::ResumeUnknown),
+        ],
+    },
+    Family {
         name: "datagrams_received_total",
         help: "Datagrams received: up from clients, down from gateways.",
         of: &[

@@ -139,6 +139,21 @@ impl Queue {
         self.since = None;
     }
 
+    /// The same datagrams under other bounds, as if they had come now: what a client was away for
+    /// is not late.
+    pub(crate) fn anew(mut self, now: Duration, limit: usize, age: Duration) -> Queue {
+        for waiting in self.handshakes.iter_mut().chain(&mut self.data) {
+            waiting.since = now;
+        }
+        let since = (!self.is_empty()).then_some(now);
+        Queue {
+            limit,
+            age,
+            since,
+            ..self
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.handshakes.is_empty() && self.data.is_empty()
     }

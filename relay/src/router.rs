@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Admitted, HttpRefusal, Refusal, status_of},
     config::{Limits, RelayConfig},
     counters::{Counter, Counters},
+    resume::{Kept, Resumes},
     session,
     slots::{NoSlot, Slot, Slots},
 };
@@ -34,6 +35,7 @@ struct Inner {
     limits: Limits,
     counters: Arc<Counters>,
     slots: Arc<Slots>,
+    resumes: Arc<Resumes>,
     sessions: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -50,6 +52,7 @@ impl Relay {
             limits: config.limits,
             counters,
             slots: Slots::new(config.limits.sessions, config.limits.sessions_per_source),
+            resumes: Arc::default(),
             sessions: TaskTracker::new(),
             shutdown,
         }))
@@ -70,6 +73,35 @@ impl Relay {
         self.0.shutdown.cancelled().await;
         self.0.sessions.close();
         self.0.sessions.wait().await;
+    }
+}
+
+impl Inner {
+    fn slot(&self, client: SocketAddr) -> Result<Slot, CloseCode> {
+        self.slots.take(client.ip()).map_err(|none| match none {
+            NoSlot::InAll => CloseCode::TooManySessions,
+            NoSlot::PerSource => CloseCode::TooManyFromSource,
+        })
+    }
+
+    /// Whether a client comes back to a session that is there.
+    fn knows(&self, admitted: &Admitted) -> bool {
+        admitted.resume.as_deref().is_some_and(|token| {
+            let id = admitted.token_id.as_deref();
+            self.resumes.knows(token, &admitted.gateway.name, id)
+        })
+    }
+
+    /// The session that a client comes back to. None is no fault: it goes on in a new one.
+    async fn claim(&self, admitted: &Admitted) -> Option<Kept> {
+        let token = admitted.resume.as_deref()?;
+        let id = admitted.token_id.as_deref();
+        let kept = self.resumes.claim(token, &admitted.gateway.name, id).await;
+        self.counters.count(match kept {
+            Some(_) => Counter::SessionsResumed,
+            None => Counter::ResumeUnknown,
+        });
+        kept
     }
 }
 
@@ -96,10 +128,13 @@ async fn tunnel(
             if relay.shutdown.is_cancelled() {
                 return Err(refuse(CloseCode::Restarting));
             }
-            match relay.slots.take(client.ip()) {
-                Ok(slot) => Ok((admitted, slot)),
-                Err(NoSlot::InAll) => Err(refuse(CloseCode::TooManySessions)),
-                Err(NoSlot::PerSource) => Err(refuse(CloseCode::TooManyFromSource)),
+            // Who comes back has a slot already.
+            if relay.knows(&admitted) {
+                return Ok((admitted, None));
+            }
+            match relay.slot(client) {
+                Ok(slot) => Ok((admitted, Some(slot))),
+                Err(code) => Err(refuse(code)),
             }
         });
     let outcome = match admitted {
@@ -154,7 +189,7 @@ async fn upgraded(
     relay: Arc<Inner>,
     client: SocketAddr,
     upgrade: OnUpgrade,
-    outcome: Result<(Admitted, Slot), CloseCode>,
+    outcome: Result<(Admitted, Option<Slot>), CloseCode>,
 ) {
     let Ok(connection) = upgrade.await else {
         relay.counters.count(Counter::UpgradeFailed);
@@ -163,19 +198,37 @@ async fn upgraded(
     let connection = TokioIo::new(connection);
     match outcome {
         Ok((admitted, slot)) => {
+            let kept = relay.claim(&admitted).await;
+            let slot = match (&kept, slot) {
+                (None, None) => match relay.slot(client) {
+                    Ok(slot) => Some(slot),
+                    Err(code) => {
+                        relay.counters.refused(code);
+                        return session::refuse(connection, code).await;
+                    }
+                },
+                (_, slot) => slot,
+            };
+            let Admitted {
+                gateway, token_id, ..
+            } = admitted;
+            let name = gateway.name.clone();
+            let resumable = !relay.limits.resume.is_zero();
+            let register = || relay.resumes.register(&name, token_id.as_deref());
             let opening = session::Opening {
-                gateway: admitted.gateway,
-                token: admitted.token_id.is_some(),
+                registered: resumable.then(register).flatten(),
+                gateway,
+                token: token_id.is_some(),
                 limits: relay.limits,
                 counters: relay.counters.clone(),
                 shutdown: relay.shutdown.clone(),
+                kept,
+                slot,
             };
-            let gateway = opening.gateway.name.clone();
-            let id = admitted.token_id;
-            tracing::debug!(%client, gateway, id, "session opened");
+            let resumed = opening.kept.is_some();
+            tracing::debug!(%client, gateway = name, id = token_id, resumed, "session opened");
             let end = session::run(connection, opening).await;
-            tracing::debug!(%client, gateway, id, end = end.reason(), "session ended");
-            drop(slot);
+            tracing::debug!(%client, gateway = name, id = token_id, end = end.reason(), "session ended");
         }
         Err(code) => {
             relay.counters.refused(code);

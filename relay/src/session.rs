@@ -7,6 +7,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ use crate::{
     admission::Gateway,
     config::Limits,
     counters::{Counter, Counters},
+    resume::{Kept, Registered},
+    slots::Slot,
 };
 
 /// What a session is opened with.
@@ -29,6 +32,11 @@ pub(crate) struct Opening {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) shutdown: CancellationToken,
+    /// Its place among the sessions that can be resumed.
+    pub(crate) registered: Option<Registered>,
+    /// The session that goes on in this one.
+    pub(crate) kept: Option<Kept>,
+    pub(crate) slot: Option<Slot>,
 }
 
 /// How a session ended.
@@ -52,36 +60,72 @@ impl End {
     }
 }
 
-/// Runs a session to its end; the client has been told when it returns.
+impl End {
+    /// Whether the client may come back: nobody has said goodbye.
+    fn may_return(self) -> bool {
+        matches!(
+            self,
+            End::Lost | End::Close(CloseCode::ClientSilent | CloseCode::SlowClient)
+        )
+    }
+}
+
+/// Runs a session to its end; the client has been told when it returns, and had its time to come
+/// back where its connection was lost.
 pub(crate) async fn run<S>(socket: S, opening: Opening) -> End
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let counters = opening.counters.clone();
+    let (limits, shutdown) = (opening.limits, opening.shutdown.clone());
     counters.count(Counter::SessionsOpened);
     // Counted when this future is dropped too.
-    let _ended = Ended(counters.clone());
+    let ended = Ended(counters.clone());
     let mut pump = Box::new(Pump::new(socket, opening));
     let end = std::future::poll_fn(|context| pump.poll(context)).await;
-    let Rest { socket, unwritten } = pump.into_rest();
+    let Rest {
+        socket,
+        unwritten,
+        kept,
+        registered,
+        newcomer,
+    } = pump.into_rest();
+    let parked = match (newcomer, kept, registered) {
+        (Some(newcomer), Some(kept), _) => {
+            // It may be gone itself by now: then the session has ended.
+            let _ = newcomer.send(kept);
+            None
+        }
+        (None, Some(kept), Some(registered)) if end.may_return() => Some((kept, registered)),
+        _ => None,
+    };
     match end {
         End::Left(_) => counters.count(Counter::SessionsLeft),
         End::Lost => counters.count(Counter::SessionsLost),
         End::Close(code) => counters.closed(code),
     }
-    match end {
-        // The client's close frame is answered by its like.
-        End::Left(code) => {
-            let mut words = unwritten;
-            match code {
-                Some(code) => frame::push_close(&mut words, code, ""),
-                None => frame::push(&mut words, Opcode::Close, &[]),
+    let farewell = async {
+        match end {
+            // The client's close frame is answered by its like.
+            End::Left(code) => {
+                let mut words = unwritten;
+                match code {
+                    Some(code) => frame::push_close(&mut words, code, ""),
+                    None => frame::push(&mut words, Opcode::Close, &[]),
+                }
+                last_words(socket, &words).await;
             }
-            last_words(socket, &words).await;
+            End::Lost => drop(socket),
+            End::Close(code) => goodbye(socket, unwritten, code).await,
         }
-        End::Lost => {}
-        End::Close(code) => goodbye(socket, unwritten, code).await,
-    }
+        drop(ended);
+    };
+    let parking = async {
+        if let Some((kept, registered)) = parked {
+            registered.park(kept, &limits, &counters, &shutdown).await;
+        }
+    };
+    tokio::join!(Box::pin(farewell), parking);
     end
 }
 
@@ -90,6 +134,11 @@ struct Rest<S> {
     socket: S,
     /// The rest of a message whose beginning has left.
     unwritten: Vec<u8>,
+    /// What outlives the WebSocket of a proven session.
+    kept: Option<Kept>,
+    registered: Option<Registered>,
+    /// Who has asked for it.
+    newcomer: Option<oneshot::Sender<Kept>>,
 }
 
 /// Tells a client whose session is refused why, and closes.

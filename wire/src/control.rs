@@ -20,6 +20,9 @@ pub enum Control {
         resume: Option<String>,
         /// Without a datagram for this long the relay closes the session.
         idle_seconds: u32,
+        /// The session of the resume token that was offered goes on: the gateway has noticed
+        /// nothing.
+        resumed: bool,
     },
     /// Asks for a [`Control::Pong`] with the same number. Either side may ask.
     Ping {
@@ -88,6 +91,7 @@ impl Control {
                 caps: flat.caps.unwrap_or_default(),
                 resume: flat.resume,
                 idle_seconds: flat.idle_seconds.ok_or(missing)?,
+                resumed: flat.resumed.unwrap_or_default(),
             },
             "ping" => Control::Ping {
                 n: flat.n.ok_or(missing)?,
@@ -118,11 +122,13 @@ impl Control {
                 caps,
                 resume,
                 idle_seconds,
+                resumed,
             } => Flat {
                 kind: "hello".into(),
                 caps: Some(caps),
                 resume,
                 idle_seconds: Some(idle_seconds),
+                resumed: resumed.then_some(true),
                 ..Flat::default()
             },
             Control::Ping { n } => Flat {
@@ -167,11 +173,13 @@ impl fmt::Debug for Control {
                 caps,
                 resume,
                 idle_seconds,
+                resumed,
             } => f
                 .debug_struct("Hello")
                 .field("caps", caps)
                 .field("resume", &resume.as_ref().map(|_| "…"))
                 .field("idle_seconds", idle_seconds)
+                .field("resumed", resumed)
                 .finish(),
             other => f.write_str(&other.to_text()),
         }
@@ -264,6 +272,8 @@ struct Flat {
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_seconds: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    resumed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     n: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     what: Option<String>,
@@ -285,13 +295,18 @@ mod tests {
 
     fn any_control() -> impl Strategy<Value = Control> {
         prop_oneof![
-            (vec(".{0,20}", 0..5), option::of(".{0,40}"), any::<u32>()).prop_map(
-                |(caps, resume, idle_seconds)| Control::Hello {
+            (
+                vec(".{0,20}", 0..5),
+                option::of(".{0,40}"),
+                any::<u32>(),
+                any::<bool>()
+            )
+                .prop_map(|(caps, resume, idle_seconds, resumed)| Control::Hello {
                     caps,
                     resume,
-                    idle_seconds
-                }
-            ),
+                    idle_seconds,
+                    resumed
+                }),
             any::<u64>().prop_map(|n| Control::Ping { n }),
             any::<u64>().prop_map(|n| Control::Pong { n }),
             (".{0,40}", ".{0,40}").prop_map(|(what, hint)| Control::Limited { what, hint }),
@@ -308,11 +323,13 @@ mod tests {
                 caps: vec!["a".into()],
                 resume: None,
                 idle_seconds: 300,
+                resumed: false,
             },
             Control::Hello {
                 caps: vec![],
                 resume: Some("secret".into()),
                 idle_seconds: 300,
+                resumed: true,
             },
             Control::Ping { n: u64::MAX },
             Control::Pong { n: 0 },
@@ -325,7 +342,7 @@ mod tests {
         let text: Vec<String> = messages.iter().map(Control::to_text).collect();
         insta::assert_snapshot!(text.join("\n"), @r#"
         {"type":"hello","caps":["a"],"idle_seconds":300}
-        {"type":"hello","caps":[],"resume":"secret","idle_seconds":300}
+        {"type":"hello","caps":[],"resume":"secret","idle_seconds":300,"resumed":true}
         {"type":"ping","n":18446744073709551615}
         {"type":"pong","n":0}
         {"type":"limited","what":"gateway_unreachable","hint":"Check that the gateway runs; the session goes on when it returns."}
@@ -372,6 +389,7 @@ mod tests {
             caps: vec![],
             resume: Some("secret".into()),
             idle_seconds: 1,
+            resumed: false,
         };
         assert!(!format!("{hello:?}").contains("secret"));
     }

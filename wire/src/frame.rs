@@ -94,6 +94,8 @@ pub enum FrameError {
 #[derive(Debug)]
 pub struct Decoder {
     peer: Peer,
+    /// What text messages hold is not looked at: they are bytes.
+    text_is_bytes: bool,
     limit: usize,
     header: [u8; 14],
     header_length: u8,
@@ -125,6 +127,7 @@ impl Decoder {
     pub fn new(peer: Peer, limit: usize) -> Decoder {
         Decoder {
             peer,
+            text_is_bytes: false,
             limit,
             header: [0; 14],
             header_length: 0,
@@ -134,6 +137,15 @@ impl Decoder {
             control: Vec::new(),
             done: false,
             closed: None,
+        }
+    }
+
+    /// The same for a peer whose text messages hold any bytes, as flyctl's do: they are handed out
+    /// as [`Event::Binary`].
+    pub fn of_bytes(peer: Peer, limit: usize) -> Decoder {
+        Decoder {
+            text_is_bytes: true,
+            ..Decoder::new(peer, limit)
         }
     }
 
@@ -332,6 +344,7 @@ impl Decoder {
     fn event(&mut self, opcode: Opcode) -> Result<Option<Event<'_>>, FrameError> {
         let event = match opcode {
             Opcode::Binary | Opcode::Continuation => Ok(Event::Binary(&self.payload)),
+            Opcode::Text if self.text_is_bytes => Ok(Event::Binary(&self.payload)),
             Opcode::Text => std::str::from_utf8(&self.payload)
                 .map(Event::Text)
                 .map_err(|_| FrameError::Utf8),

@@ -200,6 +200,7 @@ async fn serve(tls: Tls, manner: Manner, seen: Arc<Mutex<Vec<Seen>>>, gateway: S
         caps: vec![],
         resume: Some("again".into()),
         idle_seconds: 600,
+        resumed: false,
     };
     sink.send(Message::text(hello.to_text())).await.unwrap();
     if manner == Manner::BadRecord {

@@ -14,6 +14,7 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::oneshot,
     time::{Instant, Sleep},
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -32,6 +33,8 @@ use crate::{
     pool,
     proof::{self, Proof, Verdict},
     queue::Queue,
+    resume::{Kept, Registered},
+    slots::Slot,
     udp::{Batch, Sent, Udp, is_unreachable},
 };
 
@@ -81,6 +84,10 @@ pub(super) struct Pump<S> {
     tally: Tally,
     timer: Pin<Box<Sleep>>,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    registered: Option<Registered>,
+    slot: Option<Slot>,
+    /// Another connection goes on with the session, and waits for it here.
+    newcomer: Option<oneshot::Sender<Kept>>,
 }
 
 /// What passed in a turn: counted together at its end.
@@ -123,12 +130,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             limits,
             counters,
             shutdown,
+            registered,
+            kept,
+            slot,
         } = opening;
-        let started = Instant::now();
         let hello = Control::Hello {
             caps: Vec::new(),
-            resume: None,
+            resume: registered.as_ref().map(|it| it.token().to_owned()),
             idle_seconds: u32::try_from(limits.idle.as_secs()).unwrap_or(u32::MAX),
+            resumed: kept.is_some(),
+        };
+        let (queue, queue_age) = (limits.queue_bytes, limits.queue_age);
+        // The clock of a session that goes on goes on.
+        let started = kept.as_ref().map_or_else(Instant::now, |kept| kept.started);
+        let now = started.elapsed();
+        let (udp, proof, down, slot) = match kept {
+            None => {
+                let proof = Proof::new(gateway.mac1.clone(), token, limits.unproven);
+                (None, proof, Queue::new(queue, queue_age), slot)
+            }
+            Some(kept) => {
+                let down = kept.down.anew(now, queue, queue_age);
+                (Some(kept.udp), kept.proof, down, kept.slot)
+            }
         };
         let mut pump = Pump {
             socket,
@@ -136,11 +160,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             out: Vec::new(),
             out_at: 0,
             filled: 0,
-            udp: None,
-            proof: Proof::new(gateway.mac1.clone(), token, limits.unproven),
+            udp,
+            proof,
             gateway,
-            up: Queue::new(limits.queue_bytes, limits.queue_age),
-            down: Queue::new(limits.queue_bytes, limits.queue_age),
+            up: Queue::new(queue, queue_age),
+            down,
             up_again: Duration::ZERO,
             ask_error: None,
             last_answer: None,
@@ -156,14 +180,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             backlogged: false,
             message: limits.backlogged_message.min(record::MAX_MESSAGE),
             started,
-            last_datagram: Duration::ZERO,
-            last_heard: Duration::ZERO,
-            last_ping: Duration::ZERO,
+            last_datagram: now,
+            last_heard: now,
+            last_ping: now,
             tally: Tally::default(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             shutdown: Box::pin(shutdown.cancelled_owned()),
+            registered,
+            slot,
+            newcomer: None,
         };
-        let due = started + pump.poll_timeout(Duration::ZERO);
+        let due = started + pump.poll_timeout(now);
         pump.timer.as_mut().reset(due);
         pump
     }
@@ -171,6 +198,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
         if self.shutdown.as_mut().poll(context).is_ready() {
             return Poll::Ready(End::Close(CloseCode::Restarting));
+        }
+        let registered = self.registered.as_mut();
+        if let Some(Poll::Ready(newcomer)) = registered.map(|it| it.poll_asked(context)) {
+            self.newcomer = Some(newcomer);
+            return Poll::Ready(End::Close(CloseCode::Superseded));
         }
         for _ in 0..TURNS {
             let now = self.started.elapsed();
@@ -193,8 +225,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         Poll::Pending
     }
 
-    /// The socket, and what of a message is still to be written. The gateway's datagrams are
-    /// nobody's from here on, and what waits is counted as dropped.
+    /// The socket, what of a message is still to be written, and what of a proven session can go
+    /// on. What waits is counted as dropped.
     pub(super) fn into_rest(mut self) -> Rest<S> {
         self.seal();
         self.counters.add(Counter::UpEnded, self.up.len() as u64);
@@ -209,9 +241,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if let Some(payload) = &self.frame_pong {
             frame::push(&mut unwritten, Opcode::Pong, payload);
         }
+        let proven = self.proof.is_proven();
+        let kept = self.udp.filter(|_| proven).map(|udp| Kept {
+            udp,
+            proof: self.proof,
+            started: self.started,
+            down: Queue::default(),
+            slot: self.slot,
+        });
         Rest {
             socket: self.socket,
             unwritten,
+            kept,
+            registered: self.registered,
+            newcomer: self.newcomer,
         }
     }
 

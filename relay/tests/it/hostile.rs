@@ -166,6 +166,7 @@ async fn a_slow_client_is_closed_and_its_queue_bounded() {
     let fixture = fixture_with(|config, _| {
         config.limits.write_timeout = Duration::from_millis(500);
         config.limits.queue_bytes = 64 * 1024;
+        config.limits.resume = Duration::ZERO;
     })
     .await;
     let (websocket, client) = fixture.proven().await;

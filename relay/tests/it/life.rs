@@ -44,7 +44,7 @@ async fn a_gateway_goes_and_returns() {
 
 #[tokio::test]
 async fn clients_come_and_go() {
-    let fixture = fixture().await;
+    let fixture = fixture_with(|config, _| config.limits.resume = Duration::from_millis(200)).await;
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = descriptors();
     let good = initiation(fixture.gateway_key());

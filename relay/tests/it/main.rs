@@ -9,6 +9,8 @@ mod hostile;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
+mod resume;
+#[cfg(test)]
 mod rfc6455;
 #[cfg(test)]
 mod seen;

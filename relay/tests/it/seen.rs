@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use underpass_relay::serve_admin;
+use underpass_relay::{Counter, serve_admin};
 
 use crate::support::*;
 
@@ -160,9 +160,7 @@ async fn failures_have_reasons() {
         fixture.exchange(&request).await;
     }
     fixture
-        .until("all of them", |counters| {
-            counters.get(underpass_relay::Counter::TlsCut) == 1
-        })
+        .until("all of them", |counters| counters.get(Counter::TlsCut) == 1)
         .await;
     let metrics = admin.metrics().await;
     for reason in [
@@ -226,6 +224,7 @@ async fn counters_add_up_in_a_storm() {
     let fixture = fixture_with(|config, _| {
         config.limits.queue_bytes = 16 * 1024;
         config.limits.unproven = Duration::from_secs(2);
+        config.limits.resume = Duration::from_millis(300);
     })
     .await;
     let admin = Admin::of(&fixture).await;
@@ -245,6 +244,13 @@ async fn counters_add_up_in_a_storm() {
     }
     fixture
         .until("no session", |counters| counters.sessions() == 0)
+        .await;
+    // Some were cut, and waited for.
+    fixture
+        .until("no session that waits", |counters| {
+            let parked = counters.get(Counter::SessionsParked);
+            parked > 0 && parked == counters.get(Counter::SessionsUnclaimed)
+        })
         .await;
     let metrics = admin.metrics().await;
     for direction in ["\"up\"", "\"down\""] {

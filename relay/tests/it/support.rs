@@ -164,7 +164,7 @@ impl Fixture {
         let mut websocket = self.dial(dial).await.unwrap();
         let hello = control(&mut websocket).await;
         assert!(
-            matches!(hello, Control::Hello { resume: None, .. }),
+            matches!(hello, Control::Hello { resumed: false, .. }),
             "{hello:?}"
         );
         websocket
@@ -178,7 +178,7 @@ impl Fixture {
         );
         let mut request = url.into_client_request().unwrap();
         let headers = request.headers_mut();
-        let protocols = subprotocol::offer(dial.page_token, None).join(", ");
+        let protocols = subprotocol::offer(dial.page_token, dial.resume).join(", ");
         headers.insert("sec-websocket-protocol", protocols.parse().unwrap());
         if let Some(token) = dial.token {
             headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -320,6 +320,7 @@ pub(crate) struct Dial<'a> {
     pub(crate) token: Option<&'a str>,
     pub(crate) page_token: Option<&'a str>,
     pub(crate) origin: Option<&'a str>,
+    pub(crate) resume: Option<&'a str>,
 }
 
 impl Default for Dial<'_> {
@@ -329,6 +330,7 @@ impl Default for Dial<'_> {
             token: None,
             page_token: None,
             origin: None,
+            resume: None,
         }
     }
 }
@@ -487,6 +489,10 @@ pub(crate) fn good_token() -> String {
 }
 
 pub(crate) fn token_of(signer: &Ed25519KeyPair, gateway: &str, lives: i64) -> String {
+    token_for(signer, gateway, "test", lives)
+}
+
+pub(crate) fn token_for(signer: &Ed25519KeyPair, gateway: &str, id: &str, lives: i64) -> String {
     let now = now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap()
@@ -495,7 +501,7 @@ pub(crate) fn token_of(signer: &Ed25519KeyPair, gateway: &str, lives: i64) -> St
     let part = token::Claims {
         gateway: gateway.into(),
         expires_unix,
-        id: "test".into(),
+        id: id.into(),
     }
     .encode();
     let signature = signer.sign(&token::signed_bytes(&part));

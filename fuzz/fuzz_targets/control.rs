@@ -1,0 +1,4 @@
+#![no_main]
+//! See `underpass_fuzz::wire::control`.
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| underpass_fuzz::wire::control(data));
