@@ -17,8 +17,8 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
 use russh::server::Handle;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::channels::Channels;
@@ -60,13 +60,17 @@ impl Socket {
         self.directory.socket()
     }
 
-    /// Takes connections until it is dropped.
-    pub(crate) async fn forward(self, to: Client) {
+    /// Takes connections until the session's program has ended. Every channel is closed then: a
+    /// client stays for as long as one is open.
+    pub(crate) async fn forward(self, to: Client, ended: CancellationToken) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
-        let mut connections = JoinSet::new();
         loop {
-            while connections.try_join_next().is_some() {}
-            let stream = match self.listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = ended.cancelled() => return,
+                accepted = self.listener.accept() => accepted,
+            };
+            let stream = match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
                     debug!(%error, "the agent's socket takes no connection");
@@ -78,9 +82,9 @@ impl Socket {
                 to.config.counters.refuse("agent_connections");
                 continue;
             };
-            let to = to.clone();
-            connections.spawn(async move {
-                to.connect(stream).await;
+            let (to, ended) = (to.clone(), ended.clone());
+            tokio::spawn(async move {
+                to.connect(stream, ended).await;
                 drop(permit);
             });
         }
@@ -97,7 +101,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    async fn connect(&self, stream: UnixStream) {
+    async fn connect(&self, stream: UnixStream, ended: CancellationToken) {
         let opened = timeout(OPEN, self.handle.channel_open_agent()).await;
         let Ok(Ok(channel)) = opened else {
             self.config.counters.refuse("agent_channel");
@@ -110,7 +114,14 @@ impl Client {
         else {
             return;
         };
-        forward::run(stream.into_split(), parts.inbox, parts.outbox).await;
+        let outbox = parts.outbox.clone();
+        tokio::select! {
+            () = forward::run(stream.into_split(), parts.inbox, parts.outbox) => {}
+            () = ended.cancelled() => {
+                // A client that is gone needs no closing.
+                let _ = outbox.unless_closed(outbox.write.close()).await;
+            }
+        }
         self.channels.remove(id);
         self.intake.forget(id);
     }

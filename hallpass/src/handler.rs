@@ -17,7 +17,7 @@ use russh::{Channel, ChannelId, ChannelOpenFailure, MethodKind, MethodSet, Pty, 
 use ssh::{Authorized, Denied, Trust, authorize};
 use ssh_key::Certificate;
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::agent::{self, Socket};
@@ -206,7 +206,9 @@ impl Handler {
                 channels: self.channels.clone(),
                 intake: Arc::clone(&self.intake),
             };
-            AbortOnDropHandle::new(tokio::spawn(socket.forward(client)))
+            let ended = CancellationToken::new();
+            tokio::spawn(socket.forward(client, ended.clone()));
+            ended.drop_guard()
         });
         let start = Start {
             running: Running {

@@ -161,7 +161,7 @@ impl Denied {
         match self {
             Denied::WrongType => "log in with a user certificate from `underpass ssh issue`",
             Denied::UnknownAuthority { .. } => {
-                "the certificate is of another organisation: issue one for this instance's"
+                "issue one for this instance's organisation: it is another's, or of an authority that was retired"
             }
             Denied::BadSignature => "the certificate file is damaged: issue a new one",
             Denied::NotYetValid { .. } => "compare the clocks of this machine and the instance",

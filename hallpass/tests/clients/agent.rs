@@ -103,6 +103,33 @@ async fn only_where_the_certificate_says_so() {
     assert_eq!(ok(&output), "<>\n");
 }
 
+/// A program may end while its connection to the agent is open: the client is not left with it.
+#[tokio::test]
+async fn the_client_ends_with_the_session() {
+    let world = World::new().await;
+    permitted(&world);
+    let agent = Agent::start(&world).await;
+    for _ in 0..20 {
+        ok(&run(ssh(&world, &agent, "ssh-add -L")).await);
+    }
+    let script = "python3 -c 'import os, socket; \
+        s = socket.socket(socket.AF_UNIX); s.connect(os.environ[\"SSH_AUTH_SOCK\"]); \
+        s.send(bytes([0, 0, 0, 1, 11])); s.recv(5); print(\"asked\", flush=True); os._exit(4)'";
+    let output = run(ssh(&world, &agent, script)).await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout).as_str()),
+        (Some(4), "asked\n"),
+        "{}",
+        text(&output.stderr)
+    );
+    // One that outlives the program.
+    let script = "ssh-add -L >/dev/null; (python3 -c 'import os, socket, time; \
+        s = socket.socket(socket.AF_UNIX); s.connect(os.environ[\"SSH_AUTH_SOCK\"]); \
+        s.send(bytes([0, 0, 0, 1, 11])); s.recv(5); time.sleep(30)' >/dev/null 2>&1 &) ; sleep 0.5; echo done";
+    let output = ok(&run(ssh(&world, &agent, script)).await);
+    assert_eq!(output, "done\n");
+}
+
 /// A session that is cut off takes its socket with it.
 #[tokio::test]
 async fn nothing_is_left_of_a_session_that_is_cut_off() {

@@ -129,6 +129,12 @@ impl Channel {
         self.answer(SshError::PtyRefused).await
     }
 
+    pub(super) async fn request_agent(&mut self) -> Result<(), SshError> {
+        self.write
+            .done(self.write.inner.agent_forward(true).await)?;
+        self.answer(SshError::AgentRefused).await
+    }
+
     pub(super) async fn request_shell(&mut self) -> Result<(), SshError> {
         self.write
             .done(self.write.inner.request_shell(true).await)?;

@@ -33,6 +33,9 @@ pub enum SshError {
     /// The server does not allocate a terminal.
     #[error("the server does not allocate a terminal")]
     PtyRefused,
+    /// The server does not forward the agent.
+    #[error("the server does not forward the agent")]
+    AgentRefused,
     /// The server does not run what was asked for.
     #[error("the server does not run {what}")]
     RequestRefused {
@@ -78,6 +81,7 @@ impl SshError {
             SshError::Signer(_) => "signer_failed",
             SshError::ChannelRefused { .. } => "channel_refused",
             SshError::PtyRefused => "pty_refused",
+            SshError::AgentRefused => "agent_refused",
             SshError::RequestRefused { .. } => "request_refused",
             SshError::Disconnected { .. } => "disconnected",
             SshError::ConnectionLost => "connection_lost",
@@ -104,6 +108,9 @@ impl SshError {
             }
             SshError::PtyRefused => {
                 "run a command without a terminal; the instance's log has the reason"
+            }
+            SshError::AgentRefused => {
+                "the certificate has to permit it, and the instance's log has the reason"
             }
             SshError::RequestRefused { .. } => "the instance's log has the reason",
             SshError::Disconnected { .. } | SshError::ConnectionLost | SshError::Silent => {

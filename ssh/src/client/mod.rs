@@ -21,6 +21,7 @@ use russh::client::{self, DisconnectReason};
 use russh::keys::PublicKeyOrCertificate;
 use ssh_key::{Certificate, PrivateKey, PublicKey};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 
 pub use self::auth::{Sign, SignFailed, SignFuture};
 pub use self::channel::{Channel, ExitStatus, Output, ReadHalf, WriteHalf};
@@ -79,6 +80,10 @@ pub struct Options {
     /// Ask the server whether it is there after this much silence, three times, and then give up.
     /// `None`, the default, never asks; it must be `None` on wasm.
     pub keepalive: Option<Duration>,
+    /// Takes the channels that the server opens to the agent of this side. With it, shells and
+    /// commands ask for forwarding, and fail where the server refuses; without it, the default,
+    /// every such channel is refused. What finds no place in it is refused, too.
+    pub agent: Option<mpsc::Sender<Channel>>,
 }
 
 impl Default for Options {
@@ -86,6 +91,7 @@ impl Default for Options {
         Options {
             window: 2 * 1024 * 1024,
             keepalive: None,
+            agent: None,
         }
     }
 }
@@ -95,6 +101,7 @@ pub struct Session {
     handle: client::Handle<Handler>,
     shared: Arc<Mutex<Shared>>,
     host: Option<VerifiedHost>,
+    forwards_agent: bool,
 }
 
 /// Connects over the stream, believes the host or not, and logs in.
@@ -136,9 +143,11 @@ where
         ..client::Config::default()
     };
     let shared = Arc::new(Mutex::new(Shared::default()));
+    let forwards_agent = options.agent.is_some();
     let handler = Handler {
         expect,
         now,
+        agent: options.agent,
         shared: Arc::clone(&shared),
     };
     let stream = Outbox::new(stream);
@@ -161,6 +170,7 @@ where
         handle,
         shared,
         host,
+        forwards_agent,
     })
 }
 
@@ -172,8 +182,7 @@ impl Session {
 
     /// Opens the login shell on a terminal.
     pub async fn open_shell(&self, pty: &Pty, env: &[(&str, &str)]) -> Result<Channel, SshError> {
-        let mut channel = self.open().await?;
-        channel.set_env(env).await?;
+        let mut channel = self.open_program(env).await?;
         channel.request_pty(pty).await?;
         channel.request_shell().await?;
         Ok(channel)
@@ -181,8 +190,7 @@ impl Session {
 
     /// Opens the login shell on pipes.
     pub async fn open_shell_on_pipes(&self, env: &[(&str, &str)]) -> Result<Channel, SshError> {
-        let mut channel = self.open().await?;
-        channel.set_env(env).await?;
+        let mut channel = self.open_program(env).await?;
         channel.request_shell().await?;
         Ok(channel)
     }
@@ -194,8 +202,7 @@ impl Session {
         pty: Option<&Pty>,
         env: &[(&str, &str)],
     ) -> Result<Channel, SshError> {
-        let mut channel = self.open().await?;
-        channel.set_env(env).await?;
+        let mut channel = self.open_program(env).await?;
         if let Some(pty) = pty {
             channel.request_pty(pty).await?;
         }
@@ -242,6 +249,16 @@ impl Session {
             .map_err(|error| self.explain(error))
     }
 
+    /// A channel for a program, with what a program finds.
+    async fn open_program(&self, env: &[(&str, &str)]) -> Result<Channel, SshError> {
+        let mut channel = self.open().await?;
+        channel.set_env(env).await?;
+        if self.forwards_agent {
+            channel.request_agent().await?;
+        }
+        Ok(channel)
+    }
+
     fn explain(&self, error: russh::Error) -> SshError {
         lock(&self.shared)
             .ended()
@@ -277,6 +294,7 @@ fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
 struct Handler {
     expect: HostPolicy,
     now: fn() -> SystemTime,
+    agent: Option<mpsc::Sender<Channel>>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -358,11 +376,17 @@ impl client::Handler for Handler {
 
     async fn server_channel_open_agent_forward(
         &mut self,
-        _: russh::Channel<client::Msg>,
+        channel: russh::Channel<client::Msg>,
         reply: client::ChannelOpenHandle,
         _: &mut client::Session,
     ) -> Result<(), Fault> {
-        refuse(reply).await
+        let place = self.agent.as_ref().map(mpsc::Sender::try_reserve);
+        let Some(Ok(place)) = place else {
+            return refuse(reply).await;
+        };
+        reply.accept().await;
+        place.send(Channel::new(channel, Arc::clone(&self.shared)));
+        Ok(())
     }
 
     async fn server_channel_open_session(
@@ -423,7 +447,7 @@ impl client::Handler for Handler {
     }
 }
 
-/// A server has no business opening channels to this client: nothing was asked to be forwarded.
+/// A server has no business opening other channels to this client: nothing was asked to be forwarded.
 async fn refuse(reply: client::ChannelOpenHandle) -> Result<(), Fault> {
     reply
         .reject(russh::ChannelOpenFailure::AdministrativelyProhibited)
