@@ -5,6 +5,7 @@
 
 mod authorities;
 mod body;
+mod device;
 mod door;
 mod handlers;
 mod limit;
@@ -73,6 +74,7 @@ pub struct Control {
     signer: Signer,
     clock: Clock,
     attempts: Mutex<limit::Attempts>,
+    devices: Mutex<device::Devices>,
 }
 
 impl Control {
@@ -87,6 +89,7 @@ impl Control {
             config,
             clock,
             attempts: Mutex::default(),
+            devices: Mutex::default(),
         })
     }
 
@@ -134,6 +137,10 @@ pub fn router(control: Arc<Control>) -> Router {
         .route("/status", get(handlers::status))
         .route("/login", post(handlers::login))
         .route("/login-tokens", post(handlers::create_login_token))
+        .route("/device", post(device::begin))
+        .route("/device/login", post(device::fetch))
+        .route("/device/look", post(device::look))
+        .route("/device/answer", post(device::decide))
         .route("/session", delete(handlers::end_session))
         .route("/orgs", get(handlers::orgs))
         .route("/orgs/{org}/apps", get(handlers::apps))

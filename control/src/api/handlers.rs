@@ -82,12 +82,17 @@ pub(super) async fn login(
         .await?;
     attempts().succeeded(source);
     tracing::info!(user = session.user, "logged in");
-    Ok(Json(json!({
+    Ok(logged_in(session))
+}
+
+/// What a login is answered with, however it came about.
+pub(super) fn logged_in(session: crate::Session) -> Json<Value> {
+    Json(json!({
         "session": session.bearer.reveal(),
         "user": session.user,
         "orgs": names(session.orgs),
         "expires": unix(session.expires),
-    })))
+    }))
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,7 @@ mod certificates;
 mod logging_in;
 mod organisations;
 mod peers;
+mod programs;
 mod the_door;
 
 use std::{
