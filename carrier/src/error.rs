@@ -63,12 +63,18 @@ pub enum CarrierError {
         limit: Duration,
     },
     /// The relay's TLS certificate is not one that this client trusts.
-    #[error("the TLS certificate of {host} is not trusted: {reason}")]
+    #[error(
+        "the TLS certificate of {host} is not trusted: {reason}; its fingerprint is {fingerprint}"
+    )]
     TlsUntrusted {
         /// The host that presented it.
         host: String,
         /// What the verifier said.
         reason: String,
+        /// SHA-256 of the certificate, as [`Trust::fingerprint`](crate::Trust::fingerprint) reads it.
+        fingerprint: String,
+        /// What to do in this case.
+        hint: &'static str,
     },
     /// TLS could not be agreed on.
     #[error("the TLS handshake with {host} failed: {reason}")]
@@ -264,10 +270,7 @@ impl CarrierError {
             CarrierError::ProxyRefused { .. } => {
                 "ask whoever runs the proxy to allow the relay's host, or name the relay in NO_PROXY"
             }
-            CarrierError::TlsUntrusted { .. } => {
-                "name the relay's certificate as a trusted root or pin its fingerprint; if you did, \
-                 something in between presents its own certificate"
-            }
+            CarrierError::TlsUntrusted { hint, .. } => hint,
             CarrierError::TlsFailed { .. } => {
                 "something in between may answer for the relay, such as a login page: open a browser; \
                  or the relay's URL names a port without TLS"

@@ -17,6 +17,7 @@ mod tls;
 
 use std::{net::SocketAddr, sync::Arc};
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use url::Url;
 
 pub use datagrams::Datagrams;
@@ -85,6 +86,16 @@ pub fn proxy_for(relay: &Url) -> Result<Option<String>, CarrierError> {
     })?;
     let proxy = link::Proxy::of_environment(&host.to_owned())?;
     Ok(proxy.map(|proxy| proxy.to_string()))
+}
+
+/// A byte stream to the server of an `https:` URL, TLS inside, by the way that a relay is dialled:
+/// name, HTTP proxy of the environment, TCP, TLS, each with its time limit and its error.
+pub async fn reach(
+    server: &Url,
+    tls: Arc<rustls::ClientConfig>,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, CarrierError> {
+    let target = link::Target::new(server.clone(), None, tls)?;
+    target.reach().await
 }
 
 /// Starts a carrier on the current tokio runtime and sends the first handshake.

@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// A byte stream to the relay, TLS or not.
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 pub(super) type Socket = WebSocketStream<Box<dyn Io>>;
@@ -132,6 +132,16 @@ impl Target {
     }
 
     pub(super) async fn dial(&self, resume: Option<&str>) -> Result<Dialled, CarrierError> {
+        let io = self.reach().await?;
+        let opening = async {
+            let socket = self.upgrade(io, resume).await?;
+            hello(socket).await
+        };
+        limited(Step::Upgrade, UPGRADE_LIMIT, Box::pin(opening)).await
+    }
+
+    /// The way to the server, TLS included.
+    pub(crate) async fn reach(&self) -> Result<Box<dyn Io>, CarrierError> {
         let reach = async {
             let addresses = limited(Step::Dns, DNS_LIMIT, self.addresses()).await?;
             limited(Step::Tcp, TCP_LIMIT, connect(&addresses)).await
@@ -149,15 +159,10 @@ impl Target {
             let passing = proxy.pass(&mut tcp, &self.host, self.port);
             limited(Step::Proxy, PROXY_LIMIT, passing).await?;
         }
-        let io: Box<dyn Io> = match &self.tls {
-            None => Box::new(tcp),
-            Some(tls) => limited(Step::Tls, TLS_LIMIT, self.secure(tls, tcp)).await?,
-        };
-        let opening = async {
-            let socket = self.upgrade(io, resume).await?;
-            hello(socket).await
-        };
-        limited(Step::Upgrade, UPGRADE_LIMIT, Box::pin(opening)).await
+        match &self.tls {
+            None => Ok(Box::new(tcp)),
+            Some(tls) => limited(Step::Tls, TLS_LIMIT, self.secure(tls, tcp)).await,
+        }
     }
 
     /// Where to connect to: the proxy where there is one, and then the relay's name is its affair.
@@ -210,7 +215,7 @@ impl Target {
         };
         match TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) => Err(tls_error(&self.host, &error)),
+            Err(error) => Err(CarrierError::of_tls(&self.host.to_string(), &error)),
         }
     }
 
@@ -356,29 +361,6 @@ async fn connect(addresses: &[SocketAddr]) -> Result<TcpStream, CarrierError> {
             reason: "it has no address".to_owned(),
         },
     })
-}
-
-fn tls_error(host: &Host<String>, error: &io::Error) -> CarrierError {
-    let host = host.to_string();
-    match error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-    {
-        Some(rustls::Error::InvalidCertificate(
-            rustls::CertificateError::ApplicationVerificationFailure,
-        )) => CarrierError::TlsUntrusted {
-            host,
-            reason: "its fingerprint is not the pinned one".to_owned(),
-        },
-        Some(rustls::Error::InvalidCertificate(reason)) => CarrierError::TlsUntrusted {
-            host,
-            reason: clean(&reason.to_string()),
-        },
-        _ => CarrierError::TlsFailed {
-            host,
-            reason: clean(&error.to_string()),
-        },
-    }
 }
 
 /// The error and what caused it: hyper's own sentence is about its part alone.
