@@ -213,7 +213,7 @@ impl fmt::Display for Untrusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
             CertificateError::ApplicationVerificationFailure => {
-                f.write_str("its fingerprint is not the pinned one")
+                f.write_str("it is not the pinned one")
             }
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 f.write_str("nobody whom this machine knows signed it")

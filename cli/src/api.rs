@@ -1,65 +1,90 @@
-//! The HTTP API of control, as the commands of this machine call it.
+//! The HTTP API of control, as commands call it.
 //!
-//! The server is trusted by the fingerprint that it left in its data directory, and by nothing
-//! else. The login is a token made through the store there; its session is kept beside it, so that
-//! a thousand commands are one session, and is replaced when control no longer takes it.
+//! A system of this machine is trusted by the fingerprint that it left in its data directory, and
+//! by nothing else; the login is a token made through the store there. Its session is kept beside
+//! it, so that a thousand commands are one session, and is replaced when control no longer takes
+//! it. Any other system is known by its URL, and by the session that `underpass login` keeps.
 
 use std::{
     io::ErrorKind,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
-use carrier::Trust;
-use http::{Method, Request, StatusCode, header};
+use anyhow::{Context, anyhow, bail};
+use carrier::{CarrierError, Trust};
+use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::json;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use url::Url;
 
 use crate::{
-    client::args::SystemArg,
-    data_dir::{DataDir, Running},
+    client::args::{System, SystemArg},
+    data_dir::DataDir,
 };
 
 /// A logged in caller.
 pub(crate) struct Api {
-    dir: DataDir,
-    running: Running,
-    tls: Arc<rustls::ClientConfig>,
+    server: Server,
     session: Mutex<Option<String>>,
+    /// Whose store makes a new session.
+    dir: Option<DataDir>,
+}
+
+/// One server, and the way to it.
+pub(crate) struct Server {
+    url: Url,
+    /// Where it listens on this machine; one that is elsewhere is found by its name.
+    local: Option<SocketAddr>,
+    trust: Trust,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 /// Answers are lists of apps and peers; nothing near this size.
 const MAX_ANSWER: usize = 8 << 20;
 
-/// A call to a process on this machine that takes longer has failed.
+/// A server that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Api {
-    /// The system that runs on the data directory, as the local user.
+    /// The system that is meant, as who is logged in there.
     pub(crate) async fn open(arg: &SystemArg) -> anyhow::Result<Api> {
-        let dir = arg.data_dir.find()?;
-        let running = dir.running()?;
-        let api = Api {
-            tls: carrier::tls_config(&trust(&running)?)?,
-            session: Mutex::new(dir.session()),
-            dir,
-            running,
-        };
-        if api.session().is_none() {
-            Box::pin(api.login()).await?;
+        match arg.find()? {
+            System::Local(dir) => {
+                let running = dir.running()?;
+                let server = Server::new(
+                    Url::parse(&running.url).context("up.json has no URL")?,
+                    Some(running.address),
+                    Trust::fingerprint(&running.fingerprint)?,
+                )?;
+                let api = Api {
+                    session: Mutex::new(dir.session()),
+                    server,
+                    dir: Some(dir),
+                };
+                if api.session().is_none() {
+                    Box::pin(api.renew()).await?;
+                }
+                Ok(api)
+            }
+            System::Remote(url, login) => Ok(Api {
+                server: Server::new(url, None, login.trust()?)?,
+                session: Mutex::new(Some(login.session)),
+                dir: None,
+            }),
         }
-        Ok(api)
     }
 
     /// What the certificate of API and relay has to pass.
-    pub(crate) fn trust(&self) -> anyhow::Result<Trust> {
-        trust(&self.running)
+    pub(crate) fn trust(&self) -> Trust {
+        self.server.trust.clone()
     }
 
     /// One call; a refusal becomes an error with its code and hint.
@@ -69,19 +94,18 @@ impl Api {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<A> {
-        let body = if method == Method::GET {
-            Vec::new()
-        } else {
-            serde_json::to_vec(body)?
-        };
-        let first = self.exchange(&method, path, &body, self.session()).await?;
+        let session = self.session();
+        let first = self.server.exchange(&method, path, body, session).await?;
         match first {
             Answer::Is(answer) => Ok(answer),
-            Answer::Refused(status, error) if status == StatusCode::UNAUTHORIZED => {
-                tracing::debug!("a new session: {error:#}");
-                Box::pin(self.login()).await?;
-                let again = self.exchange(&method, path, &body, self.session()).await?;
-                again.ok()
+            Answer::Refused(refused) if refused.status == StatusCode::UNAUTHORIZED => {
+                tracing::debug!("a new session: {}", refused.code);
+                Box::pin(self.renew()).await?;
+                let session = self.session();
+                self.server
+                    .exchange(&method, path, body, session)
+                    .await?
+                    .ok()
             }
             refused => refused.ok(),
         }
@@ -92,17 +116,15 @@ impl Api {
         self.call(Method::GET, path, &()).await
     }
 
-    /// Replaces the session by a new one.
-    async fn login(&self) -> anyhow::Result<()> {
-        let token = crate::up::local_login_token(&self.dir)?;
-        let body = serde_json::to_vec(&json!({ "token": token.token.reveal() }))?;
-        let answer = self
-            .exchange::<Login>(&Method::POST, "/api/v1/login", &body, None)
-            .await;
-        let login = answer.and_then(Answer::ok);
-        let login = login.with_context(|| format!("cannot log in to {}", self.running.url))?;
-        self.dir.keep_session(&login.session)?;
-        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(login.session);
+    /// Replaces the session by a new one, where that takes nobody.
+    async fn renew(&self) -> anyhow::Result<()> {
+        let url = origin(&self.server.url);
+        let Some(dir) = &self.dir else {
+            bail!("the session at {url} has ended\nhint: underpass login {url}");
+        };
+        let session = local_session(&self.server, dir).await?;
+        dir.keep_session(&session)?;
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session);
         Ok(())
     }
 
@@ -112,20 +134,62 @@ impl Api {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
+}
 
-    async fn exchange<A: DeserializeOwned>(
+/// A session for the owner of a data directory.
+async fn local_session(server: &Server, dir: &DataDir) -> anyhow::Result<String> {
+    let token = crate::up::local_login_token(dir)?;
+    let login = server.redeem(token.token.reveal()).await?;
+    Ok(login.session)
+}
+
+/// What a login is answered with.
+#[derive(Deserialize)]
+pub(crate) struct Session {
+    pub(crate) session: String,
+    pub(crate) user: String,
+    pub(crate) orgs: Vec<crate::client::Org>,
+    pub(crate) expires: u64,
+}
+
+impl Server {
+    /// A server that is trusted as `trust` says.
+    pub(crate) fn new(url: Url, local: Option<SocketAddr>, trust: Trust) -> anyhow::Result<Server> {
+        Ok(Server {
+            tls: carrier::tls_config(&trust)?,
+            url,
+            local,
+            trust,
+        })
+    }
+
+    /// Exchanges a login token for a session.
+    pub(crate) async fn redeem(&self, token: &str) -> anyhow::Result<Session> {
+        let body = serde_json::json!({ "token": token });
+        let answer = self.exchange(&Method::POST, "/api/v1/login", &body, None);
+        let login = answer.await.and_then(Answer::ok);
+        login.with_context(|| format!("cannot log in to {}", origin(&self.url)))
+    }
+
+    /// One request and its answer.
+    pub(crate) async fn exchange<A: DeserializeOwned>(
         &self,
         method: &Method,
         path: &str,
-        body: &[u8],
+        body: &impl Serialize,
         session: Option<String>,
     ) -> anyhow::Result<Answer<A>> {
+        let body = if method == Method::GET || method == Method::DELETE {
+            Vec::new()
+        } else {
+            serde_json::to_vec(body)?
+        };
         let exchange = self.exchange_untimed(method, path, body, session);
-        let answer = tokio::time::timeout(TIMEOUT, exchange).await;
-        let url = &self.running.url;
+        let answer = tokio::time::timeout(TIMEOUT, Box::pin(exchange)).await;
         answer.map_err(|_| {
             anyhow!(
-                "{url} does not answer within {} s\nhint: a firewall may drop packets to it, or `underpass up` is stuck",
+                "{} does not answer within {} s\nhint: a firewall may drop packets to it, or `underpass up` is stuck",
+                origin(&self.url),
                 TIMEOUT.as_secs()
             )
         })?
@@ -135,91 +199,140 @@ impl Api {
         &self,
         method: &Method,
         path: &str,
-        body: &[u8],
+        body: Vec<u8>,
         session: Option<String>,
     ) -> anyhow::Result<Answer<A>> {
-        let address = self.running.address;
-        let stream = TcpStream::connect(address).await.map_err(|error| {
-            let (what, hint) = match error.kind() {
-                ErrorKind::ConnectionRefused => {
-                    ("nothing listens on", "start it with `underpass up`")
-                }
-                _ => (
-                    "no way to",
-                    "check this machine's network: is it connected?",
-                ),
-            };
-            anyhow!(error).context(format!("{what} {address}\nhint: {hint}"))
-        })?;
-        let uri: http::Uri = self.running.url.parse()?;
-        let authority = uri
-            .authority()
-            .context("up.json has no host\nhint: restart `underpass up`")?;
-        let name = authority.host().trim_matches(['[', ']']).to_owned();
-        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
-        let tls = connector
-            .connect(ServerName::try_from(name)?, stream)
+        match self.local {
+            Some(address) => {
+                let stream = TcpStream::connect(address).await.map_err(|error| {
+                    let (what, hint) = match error.kind() {
+                        ErrorKind::ConnectionRefused => {
+                            ("nothing listens on", "start it with `underpass up`")
+                        }
+                        _ => (
+                            "no way to",
+                            "check this machine's network: is it connected?",
+                        ),
+                    };
+                    anyhow!(error).context(format!("{what} {address}\nhint: {hint}"))
+                })?;
+                let host = self.url.host_str().unwrap_or_default();
+                let name = host.trim_matches(['[', ']']).to_owned();
+                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
+                let tls = connector.connect(name.clone().try_into()?, stream).await;
+                let tls = tls.map_err(|error| match CarrierError::of_tls(&name, &error) {
+                    CarrierError::TlsUntrusted { reason, .. }
+                    | CarrierError::TlsFailed { reason, .. } => anyhow!(
+                        "{address} is not the system that was started here: {reason}\n\
+                         hint: something in between may answer for it, such as a login page or a \
+                         proxy that inspects TLS; if `underpass up` was given another certificate, \
+                         restart it"
+                    ),
+                    other => self.unreachable(&other),
+                })?;
+                self.ask(tls, method, path, body, session).await
+            }
+            None => {
+                let reached = carrier::reach(&self.url, Arc::clone(&self.tls)).await;
+                let stream = reached.map_err(|error| self.unreachable(&error))?;
+                self.ask(stream, method, path, body, session).await
+            }
+        }
+    }
+
+    async fn ask<A: DeserializeOwned>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        method: &Method,
+        path: &str,
+        body: Vec<u8>,
+        session: Option<String>,
+    ) -> anyhow::Result<Answer<A>> {
+        let lost = |error: hyper::Error| {
+            anyhow!(
+                "{} broke the connection: {error}\nhint: try again; something in between may \
+                 interfere",
+                origin(&self.url)
+            )
+        };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .with_context(|| {
-                format!(
-                    "{address} is not the system that was started here\n\
-                     hint: something in between may answer for it, such as a login page or a proxy that inspects TLS; \
-                     if `underpass up` was given another certificate, restart it"
-                )
-            })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await?;
+            .map_err(lost)?;
         let connection = tokio::spawn(connection);
+        let authority = self.url.authority();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, authority.as_str())
-            .header(header::CONTENT_TYPE, "application/json");
+            .header(header::HOST, authority)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(
+                header::USER_AGENT,
+                concat!("underpass/", env!("CARGO_PKG_VERSION")),
+            );
         if let Some(session) = session {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {session}"));
+            let mut bearer = header::HeaderValue::try_from(format!("Bearer {session}"))?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
         }
-        let request = request.body(Full::new(Bytes::copy_from_slice(body)))?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER)
-            .collect()
-            .await;
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let response = sender.send_request(request).await.map_err(lost)?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
         let body = body.to_bytes();
         connection.abort();
-        if !status.is_success() {
-            return Ok(Answer::Refused(status, refusal(status, &body)));
+        if !head.status.is_success() {
+            let refused = Refused::read(&self.url, head.status, &head.headers, &body);
+            return Ok(Answer::Refused(refused));
         }
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
-        let answer = serde_json::from_slice(body);
-        let answer =
-            answer.context("an answer of another version\nhint: restart `underpass up`")?;
-        Ok(Answer::Is(answer))
+        match serde_json::from_slice(body) {
+            Ok(answer) => Ok(Answer::Is(answer)),
+            Err(_) => Err(not_ours(&self.url, head.status, &head.headers)),
+        }
+    }
+
+    /// Why it cannot be reached, and what a person can type where a certificate is unknown.
+    fn unreachable(&self, error: &CarrierError) -> anyhow::Error {
+        let url = origin(&self.url);
+        let code = error.code();
+        if let CarrierError::TlsUntrusted { fingerprint, .. } = error
+            && self.trust == Trust::System
+        {
+            return anyhow!(
+                "{error} ({code})\nhint: compare it with the one that `underpass up` prints there; \
+                 where they are equal: underpass login {url} --cert-fingerprint {fingerprint}"
+            );
+        }
+        anyhow!(
+            "{url} cannot be reached: {error} ({code})\nhint: {}",
+            error.hint()
+        )
     }
 }
 
 /// What a call brought.
-enum Answer<A> {
+#[derive(Debug)]
+pub(crate) enum Answer<A> {
     Is(A),
-    Refused(StatusCode, anyhow::Error),
+    Refused(Refused),
+}
+
+/// A refusal, as control words it.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    pub(crate) code: String,
+    error: anyhow::Error,
 }
 
 impl<A> Answer<A> {
-    fn ok(self) -> anyhow::Result<A> {
+    pub(crate) fn ok(self) -> anyhow::Result<A> {
         match self {
             Answer::Is(answer) => Ok(answer),
-            Answer::Refused(_, error) => Err(error),
+            Answer::Refused(refused) => Err(refused.error),
         }
     }
-}
-
-fn trust(running: &Running) -> anyhow::Result<Trust> {
-    Ok(Trust::fingerprint(&running.fingerprint)?)
-}
-
-#[derive(Deserialize)]
-struct Login {
-    session: String,
 }
 
 #[derive(Deserialize)]
@@ -234,11 +347,55 @@ struct RefusalBody {
     hint: String,
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> anyhow::Error {
-    match serde_json::from_slice::<Refusal>(body) {
-        Ok(Refusal { error }) => {
-            anyhow!("{} ({})\nhint: {}", error.message, error.code, error.hint)
+impl Refused {
+    fn read(url: &Url, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Refused {
+        match serde_json::from_slice::<Refusal>(body) {
+            Ok(Refusal { error }) => Refused {
+                status,
+                error: anyhow!(
+                    "{} ({})\nhint: {}",
+                    plain(&error.message),
+                    plain(&error.code),
+                    plain(&error.hint)
+                ),
+                code: error.code,
+            },
+            Err(_) => Refused {
+                status,
+                code: String::new(),
+                error: not_ours(url, status, headers),
+            },
         }
-        Err(_) => anyhow!("the server answered {status}"),
     }
+}
+
+/// Something answered that is not control: a captive portal, a proxy, another program.
+fn not_ours(url: &Url, status: StatusCode, headers: &HeaderMap) -> anyhow::Error {
+    let url = origin(url);
+    let leads = headers
+        .get(header::LOCATION)
+        .and_then(|to| to.to_str().ok());
+    match leads.filter(|_| status.is_redirection()) {
+        Some(to) => anyhow!(
+            "{url} is answered by something else, which leads to {} (not_underpass)\nhint: this \
+             network may want you to sign in first: open that page in a browser",
+            plain(to)
+        ),
+        None => anyhow!(
+            "{url} is answered by something else than Underpass, with status {status} \
+             (not_underpass)\nhint: check the URL; a captive portal or proxy may have answered, or \
+             one side is of another version"
+        ),
+    }
+}
+
+/// Text of the other side, fit for a terminal.
+fn plain(text: &str) -> String {
+    let shown = text.chars().filter(|c| !c.is_control()).take(300);
+    shown.collect()
+}
+
+/// `https://HOST:PORT`.
+pub(crate) fn origin(url: &Url) -> String {
+    url.origin().ascii_serialization()
 }

@@ -5,10 +5,9 @@
 
 use std::{
     fs,
-    io::Write,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -31,6 +30,11 @@ pub(crate) struct DataDirArg {
 }
 
 impl DataDirArg {
+    /// Somebody chose it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.data_dir.is_some()
+    }
+
     fn path(&self) -> anyhow::Result<PathBuf> {
         if let Some(dir) = &self.data_dir {
             return Ok(dir.clone());
@@ -53,7 +57,7 @@ impl DataDirArg {
         let path = self.path()?;
         if !path.exists() {
             bail!(
-                "no Underpass keeps its data in {}\nhint: start one with `underpass up --demo`, or name its --data-dir",
+                "no Underpass keeps its data in {}\nhint: start one with `underpass up --demo`, name its --data-dir, or log in to one elsewhere: underpass login URL",
                 path.display()
             );
         }
@@ -61,8 +65,8 @@ impl DataDirArg {
     }
 }
 
-/// Names drafts apart.
-static DRAFTS: AtomicU64 = AtomicU64::new(0);
+/// A process of this machine accepts a connection at once, or not at all.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A data directory that nobody but its owner can enter.
 #[derive(Clone, Debug)]
@@ -134,6 +138,12 @@ impl DataDir {
             .context("up.json cannot be read\nhint: restart `underpass up`")
     }
 
+    /// Whether anything listens where the last system that ran here said it did.
+    pub(crate) fn answers(&self) -> bool {
+        let connect = |running: Running| TcpStream::connect_timeout(&running.address, PATIENCE);
+        self.running().is_ok_and(|running| connect(running).is_ok())
+    }
+
     /// The session that the commands of this machine share, if there is one.
     pub(crate) fn session(&self) -> Option<String> {
         fs::read_to_string(self.0.join("session")).ok()
@@ -173,17 +183,7 @@ impl DataDir {
 
     /// Writes a file that its owner alone can read, whole or not at all.
     fn write_private(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        let path = self.0.join(name);
-        // Commands may write at the same time, and tasks of one process too.
-        let number = DRAFTS.fetch_add(1, Relaxed);
-        let draft = self
-            .0
-            .join(format!("{name}.{}-{number}", std::process::id()));
-        let mut file = open_private(&draft)?;
-        file.set_len(0)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&draft, &path).with_context(|| format!("cannot write {}", path.display()))
+        platform::replace_private(&self.0.join(name), bytes)
     }
 }
 

@@ -8,13 +8,17 @@ mod output;
 
 mod api;
 mod client;
+mod credentials;
 mod data_dir;
 mod platform;
+mod settings;
 mod up;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::settings::Settings;
 
 /// WireGuard that gets through.
 ///
@@ -81,6 +85,26 @@ enum Command {
     ///
     /// Ends with 0 when a shell can be had, by whichever way.
     Doctor(client::doctor::Args),
+    /// Log in to a system that is not on this machine
+    ///
+    /// Opens the console in a browser, where a person who is signed in lets this program in; or
+    /// takes a login token. The session is kept in credentials.toml beside the settings (mode
+    /// 0600), and the system becomes the one that commands speak to where none runs here.
+    #[command(
+        after_help = "Examples:\n  underpass login https://up.example.com\n  underpass login https://up.example.com --cert-fingerprint SHA256:AB:CD:...\n  ssh host underpass console | underpass login --token -"
+    )]
+    Login(client::login::Args),
+    /// End a session that `login` began, and forget it
+    #[command(after_help = "Example:\n  underpass logout")]
+    Logout(client::login::LogoutArgs),
+    /// Show every setting and where it came from, or change one
+    ///
+    /// Flags count before the environment, the environment before the file, the file before
+    /// defaults. The file is ~/.config/underpass/config.toml, or what UNDERPASS_CONFIG names.
+    #[command(
+        after_help = "Examples:\n  underpass config\n  underpass config set org demo\n  underpass config unset org"
+    )]
+    Config(client::config::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -93,7 +117,10 @@ Examples:
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(error) => return ended(Err(error)),
+    };
     let outcome = match cli.command {
         Command::Up(args) => Box::pin(up::run(args)).await,
         Command::Console(args) => client::console::run(args).await,
@@ -104,6 +131,9 @@ async fn main() -> ExitCode {
         Command::Dig(args) => client::dig::run(args).await,
         #[cfg(unix)]
         Command::Agent(command) => return ended(client::agent::run(command).await),
+        Command::Login(args) => client::login::run(args).await,
+        Command::Logout(args) => client::login::logout(args).await,
+        Command::Config(args) => client::config::run(&args),
         Command::Ping(args) => return ended(client::ping::run(args).await),
         Command::Bridge(args) => return ended(client::bridge::run(args).await),
         Command::Doctor(args) => return ended(client::doctor::run(args).await),
@@ -112,6 +142,22 @@ async fn main() -> ExitCode {
         Command::Ssh(command) => return ended(client::ssh::run(command).await),
     };
     ended(outcome.map(|()| ExitCode::SUCCESS))
+}
+
+/// What was typed, with what the settings say where nothing was. Settings that cannot be read are
+/// told once it is known that help was not what was wanted.
+fn parse() -> anyhow::Result<Cli> {
+    let mut command = Cli::command();
+    let settings = Settings::load();
+    if let Ok(settings) = &settings {
+        command = settings.defaults_of(command);
+    }
+    let matches = command.get_matches();
+    // A person who runs a server has no need of a client's settings.
+    if matches.subcommand_matches("up").is_none() {
+        settings?;
+    }
+    Cli::from_arg_matches(&matches).map_err(|error| error.exit())
 }
 
 fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
@@ -126,8 +172,6 @@ fn ended(outcome: anyhow::Result<ExitCode>) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// What a person reads before anything else, of every command.

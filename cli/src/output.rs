@@ -23,6 +23,10 @@ macro_rules! println {
     };
 }
 
+macro_rules! eprint {
+    ($($words:tt)*) => { $crate::output::to_stderr(format_args!($($words)*)) };
+}
+
 macro_rules! eprintln {
     ($($words:tt)*) => {
         $crate::output::to_stderr(format_args!("{}\n", format_args!($($words)*)))
@@ -42,7 +46,8 @@ pub(crate) fn to_stdout(words: fmt::Arguments<'_>) {
 
 /// Where even complaints cannot be heard, work goes on.
 pub(crate) fn to_stderr(words: fmt::Arguments<'_>) {
-    let _ = io::stderr().lock().write_fmt(words);
+    let mut stderr = io::stderr().lock();
+    let _ = stderr.write_fmt(words).and_then(|()| stderr.flush());
 }
 
 /// An error in one sentence with what caused it, and what to do about it on lines of their own: a

@@ -232,12 +232,12 @@ fn unit(args: &Args) -> anyhow::Result<String> {
         Ok(text.to_owned())
     };
     let program = std::env::current_exe().context("the path of this program is not known")?;
-    let dir = args.scope.system.data_dir.find()?;
+    let [flag, place] = args.scope.system.find()?.flags();
     let mut command = format!(
-        "{} bridge --listen {} --data-dir {}",
+        "{} bridge --listen {} {flag} {}",
         word(&program.to_string_lossy())?,
         args.listen,
-        word(&dir.path().to_string_lossy())?
+        word(&place)?
     );
     if let Some(org) = &args.scope.org.org {
         command += &format!(" --org {}", word(org)?);

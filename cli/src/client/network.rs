@@ -35,15 +35,8 @@ pub(crate) struct NetworkArgs {
     /// Use the relay's WebSocket alone
     #[arg(long)]
     websockets: bool,
-    /// Which way packets go where neither of the two is given
-    #[arg(
-        long = "transport",
-        value_name = "WAY",
-        env = "UNDERPASS_TRANSPORT",
-        hide_env_values = true,
-        default_value = "auto",
-        conflicts_with_all = ["udp", "websockets"]
-    )]
+    /// Which way packets go where neither of the two is given [env: UNDERPASS_TRANSPORT]
+    #[arg(long = "transport", value_name = "WAY", default_value = "auto")]
     transport: Way,
     /// Have a tunnel of this command's own, not the agent's [env: UNDERPASS_AGENT=off]
     #[arg(long)]

@@ -72,3 +72,27 @@ pub(crate) fn input() -> mpsc::Receiver<io::Result<Vec<u8>>> {
 pub(crate) fn exit_code_of_signal(number: i32) -> u8 {
     u8::try_from(128 + (number & 0x7f)).unwrap_or(u8::MAX)
 }
+
+/// The number of a signal as SSH names it (RFC 4254), without `SIG`.
+pub(crate) fn signal_number(name: &str) -> Option<i32> {
+    const NAMES: [(&str, i32); 13] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("ABRT", 6),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", SIGPIPE),
+        ("ALRM", 14),
+        ("TERM", 15),
+    ];
+    let mut found = NAMES.iter().filter(|(known, _)| *known == name);
+    found.next().map(|(_, number)| *number)
+}
+
+/// Nobody reads what a program writes.
+pub(crate) const SIGPIPE: i32 = 13;

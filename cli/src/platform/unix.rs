@@ -1,17 +1,21 @@
 //! Linux, macOS, the BSDs.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, BufRead, IsTerminal},
     os::{
         fd::AsFd,
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, ensure};
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Access;
 
 // Files
 
@@ -41,6 +45,8 @@ pub(crate) fn check_private(path: &Path, access: Access) -> anyhow::Result<()> {
     let mode = meta.permissions().mode() & 0o777;
     let (bits, wanted, why) = match access {
         Access::Enter => (0o077, 0o700, "it holds every key"),
+        Access::Read => (0o077, 0o600, "it holds secrets"),
+        Access::Write => (0o022, 0o600, "it says where secrets are sent"),
     };
     ensure!(
         mode & bits == 0,
@@ -49,11 +55,9 @@ pub(crate) fn check_private(path: &Path, access: Access) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What others may not do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Access {
-    /// A directory of keys.
-    Enter,
+/// Where a user's settings are: `~/.config`.
+pub(crate) fn settings_home() -> Option<PathBuf> {
+    home("XDG_CONFIG_HOME", ".config")
 }
 
 /// Where a user's data is: `~/.local/share`.
@@ -109,6 +113,22 @@ pub(crate) fn raw_mode() -> io::Result<Restore> {
     change_terminal(Termios::make_raw)
 }
 
+/// Reads a line from the terminal on standard input, unseen.
+pub(crate) fn hidden_line() -> io::Result<String> {
+    let restore = change_terminal(|terminal| {
+        terminal.local_modes.remove(LocalModes::ECHO);
+        terminal.local_modes.insert(LocalModes::ECHONL);
+    });
+    let _restore = match restore {
+        Ok(restore) => Some(restore),
+        Err(_) if !io::stdin().is_terminal() => None,
+        Err(error) => return Err(error),
+    };
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    Ok(line)
+}
+
 fn change_terminal(change: impl FnOnce(&mut Termios)) -> io::Result<Restore> {
     let stdin = io::stdin();
     let before = termios::tcgetattr(&stdin)?;
@@ -133,4 +153,22 @@ pub(crate) async fn ended_by_signal() -> i32 {
         () = wait(SignalKind::terminate()) => SignalKind::terminate().as_raw_value(),
         () = wait(SignalKind::hangup()) => SignalKind::hangup().as_raw_value(),
     }
+}
+
+/// What this machine calls itself.
+pub(crate) fn host_name() -> String {
+    let system = rustix::system::uname();
+    system.nodename().to_string_lossy().into_owned()
+}
+
+/// Shows a page to the person who sits here; false where there is no browser to be seen.
+pub(crate) fn open_in_browser(url: &str) -> bool {
+    let mac = cfg!(target_os = "macos");
+    let seen = ["DISPLAY", "WAYLAND_DISPLAY"];
+    if !mac && seen.iter().all(|name| env::var_os(name).is_none()) {
+        return false;
+    }
+    let mut open = Command::new(if mac { "open" } else { "xdg-open" });
+    let quiet = open.arg(url).stdin(Stdio::null()).stdout(Stdio::null());
+    quiet.stderr(Stdio::null()).spawn().is_ok()
 }

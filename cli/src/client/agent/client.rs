@@ -32,9 +32,9 @@ use super::{
     },
 };
 use crate::{
-    api::Api,
+    api::{Api, origin},
     client::{
-        args::Scope,
+        args::{Scope, System},
         network::{Echo, Failure, Stream, Way},
     },
 };
@@ -226,13 +226,23 @@ impl Borrowed {
 
 /// The system as it runs now, and what is wanted of it.
 fn wanted(scope: &Scope, way: Way) -> anyhow::Result<Wanted> {
-    let dir = scope.system.data_dir.find()?;
-    let running = dir.running()?;
-    Ok(Wanted {
-        system: SystemId {
-            data_dir: dir.path().to_owned(),
-            run: format!("{} {} {}", running.url, running.pid, running.fingerprint),
+    let system = match scope.system.find()? {
+        System::Local(dir) => {
+            let running = dir.running()?;
+            SystemId {
+                data_dir: Some(dir.path().to_owned()),
+                url: None,
+                run: format!("{} {} {}", running.url, running.pid, running.fingerprint),
+            }
+        }
+        System::Remote(url, login) => SystemId {
+            data_dir: None,
+            url: Some(origin(&url)),
+            run: format!("{} {}", login.user, login.expires),
         },
+    };
+    Ok(Wanted {
+        system,
         org: scope.org.org.clone(),
         way,
     })

@@ -79,8 +79,21 @@ pub(crate) struct Wanted {
 /// Which system, and which run of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct SystemId {
-    pub(crate) data_dir: PathBuf,
+    /// Of one that runs on this machine.
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Of one that somebody logged in to.
+    pub(crate) url: Option<String>,
     pub(crate) run: String,
+}
+
+impl SystemId {
+    /// Where it is, as a person knows it.
+    pub(crate) fn place(&self) -> String {
+        match (&self.data_dir, &self.url) {
+            (Some(dir), _) => dir.display().to_string(),
+            (None, url) => url.clone().unwrap_or_default(),
+        }
+    }
 }
 
 /// What a process makes connections by beside its arguments. Where a command's differs from the
@@ -101,14 +114,16 @@ impl std::fmt::Debug for Surroundings {
     }
 }
 
-/// Read by the carrier and by its TLS.
-const VARIABLES: [&str; 6] = [
+/// Read by the carrier and its TLS, and to find the session of a login.
+const VARIABLES: [&str; 8] = [
     "HTTPS_PROXY",
     "https_proxy",
     "NO_PROXY",
     "no_proxy",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "UNDERPASS_CONFIG",
+    "XDG_CONFIG_HOME",
 ];
 
 impl Surroundings {
@@ -248,7 +263,8 @@ pub(crate) struct Status {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct TunnelStatus {
     pub(crate) org: String,
-    pub(crate) data_dir: PathBuf,
+    /// Where the system is.
+    pub(crate) system: String,
     pub(crate) address: Ipv6Addr,
     /// `UDP` or `WebSocket`.
     pub(crate) transport: String,

@@ -299,7 +299,7 @@ impl Kept {
         let peer = stats.tunnel.peer;
         TunnelStatus {
             org: self.key.org.clone(),
-            data_dir: self.key.system.data_dir.clone(),
+            system: self.key.system.place(),
             address: self.own.carrier().local_addr(),
             transport: stats.transport.to_owned(),
             rtt_micros: peer.rtt.filter(|_| peer.session).map(micros),
@@ -345,8 +345,9 @@ fn scope(system: &SystemId, org: Option<String>) -> Scope {
     Scope {
         system: SystemArg {
             data_dir: DataDirArg {
-                data_dir: Some(system.data_dir.clone()),
+                data_dir: system.data_dir.clone(),
             },
+            url: system.url.clone(),
         },
         org: OrgArg { org },
     }

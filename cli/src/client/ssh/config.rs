@@ -32,14 +32,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             args.path.display()
         );
     };
-    let dir = args.common.scope.system.data_dir.find()?;
+    let [flag, place] = args.common.scope.system.find()?.flags();
     let (_, org) = args.common.scope.open().await?;
     let program = std::env::current_exe().context("the path of this program is not known")?;
     let proxy = format!(
-        "{} stdio --org {} --data-dir {} %h %p",
+        "{} stdio --org {} {flag} {} %h %p",
         quoted(&program)?,
         quoted(Path::new(&org))?,
-        quoted(dir.path())?
+        quoted(Path::new(&place))?
     );
     let block = format!(
         "Host *.internal\n    User {}\n    IdentityFile {}\n    CertificateFile {}\n    IdentitiesOnly yes\n    UserKnownHostsFile {}\n    StrictHostKeyChecking yes\n    ServerAliveInterval 15\n    ProxyCommand {proxy}\n",

@@ -3,14 +3,12 @@
 use std::{
     io::{self, IsTerminal},
     process::ExitCode,
-    str::FromStr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, anyhow};
 use http::Method;
-use nix::sys::signal::Signal;
 use serde_json::json;
 use ssh::client::{
     ExitStatus, HostPolicy, Identity, Options, Output, Pty, ReadHalf, Session, Signer, SshError,
@@ -104,10 +102,10 @@ async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
             if !args.quiet {
                 eprintln!("underpass: the command was killed by SIG{name}");
             }
-            let signal = Signal::from_str(&format!("SIG{name}"));
-            Ok(signal.map_or(FAILED, |signal| exit_code_of_signal(signal as i32)))
+            let signal = terminal::signal_number(&name);
+            Ok(signal.map_or(FAILED, exit_code_of_signal))
         }
-        Ended::OutputClosed => Ok(exit_code_of_signal(Signal::SIGPIPE as i32)),
+        Ended::OutputClosed => Ok(exit_code_of_signal(terminal::SIGPIPE)),
         Ended::Escaped => {
             eprintln!("connection to {host} closed");
             Ok(FAILED)
