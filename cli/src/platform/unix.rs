@@ -155,6 +155,14 @@ pub(crate) async fn ended_by_signal() -> i32 {
     }
 }
 
+// The person's ssh-agent
+
+/// Connects to it; none where `SSH_AUTH_SOCK` names none.
+pub(crate) async fn ssh_agent() -> Option<io::Result<tokio::net::UnixStream>> {
+    let path = env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty())?;
+    Some(tokio::net::UnixStream::connect(path).await)
+}
+
 /// What this machine calls itself.
 pub(crate) fn host_name() -> String {
     let system = rustix::system::uname();

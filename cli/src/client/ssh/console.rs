@@ -15,12 +15,15 @@ use ssh::client::{
     WriteHalf,
 };
 use ssh_key::{Certificate, PublicKey};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
 use tunnel::Class;
 
 use crate::client::{
     network::{self, Io, Network, Peer},
-    ssh::{Certified, fresh_key, target},
+    ssh::{Certified, fresh_key, key_agent, target},
     terminal::{self, RawMode, ended_by_signal, exit_code_of_signal},
 };
 
@@ -38,6 +41,11 @@ pub(crate) struct Args {
     /// Allocate a terminal for a command too, or where standard input is none
     #[arg(long)]
     pty: bool,
+    /// Let programs there ask this machine's ssh-agent, for as long as the session lasts
+    ///
+    /// Whoever is superuser on the instance can ask it meanwhile, too.
+    #[arg(long)]
+    forward_agent: bool,
     /// Say nothing but errors
     #[arg(long, short)]
     quiet: bool,
@@ -60,7 +68,14 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 }
 
 async fn session(args: &Args) -> anyhow::Result<u8> {
-    let network = Box::pin(Network::open(&args.network)).await?;
+    let network = if args.forward_agent {
+        // Before anything is opened for nothing.
+        drop(key_agent::connect().await?);
+        // Nobody else's session shares a certificate that lets the agent be asked.
+        Box::pin(Network::open(&args.network.own())).await?
+    } else {
+        Box::pin(Network::open(&args.network)).await?
+    };
     let result = tokio::select! {
         result = Box::pin(within(args, &network)) => result,
         signal = ended_by_signal() => Ok(exit_code_of_signal(signal)),
@@ -71,7 +86,7 @@ async fn session(args: &Args) -> anyhow::Result<u8> {
 
 async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
     let host = args.target.choose(network).await?;
-    let session = Box::pin(log_in(network, &host, &args.user, class(args))).await?;
+    let session = Box::pin(open(args, network, &host)).await?;
     if !args.quiet && io::stderr().is_terminal() {
         let way = network.transport();
         eprintln!("connected to {host} over {way}");
@@ -113,6 +128,32 @@ async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
     }
 }
 
+/// Logs in, with the agent behind it where that was asked for.
+async fn open(args: &Args, network: &Network, host: &str) -> anyhow::Result<Session> {
+    let Some(peer) = network.own_peer().filter(|_| args.forward_agent) else {
+        return log_in(network, host, &args.user, class(args)).await;
+    };
+    let certified = certify_with(peer, &args.user, true);
+    let (_, identity) = tokio::try_join!(network.ready(), certified)?;
+    let stream = network.connect(host, SSH_PORT, class(args)).await;
+    let stream = stream.map_err(|error| network::explain_at(host, &error))?;
+    let (agent, channels) = mpsc::channel(key_agent::WAITING);
+    tokio::spawn(key_agent::serve(channels));
+    let options = Options {
+        agent: Some(agent),
+        ..options()
+    };
+    log_in_with(
+        network.host_cas()?,
+        stream,
+        host,
+        &args.user,
+        identity,
+        options,
+    )
+    .await
+}
+
 /// A terminal answers keys at once; pipes carry much.
 fn class(args: &Args) -> Class {
     if args.command.is_some() && !args.pty {
@@ -147,13 +188,27 @@ pub(crate) async fn log_in_over(
     user: &str,
     identity: Identity,
 ) -> anyhow::Result<Session> {
+    log_in_with(authorities, stream, host, user, identity, options()).await
+}
+
+fn options() -> Options {
+    Options {
+        keepalive: Some(KEEPALIVE),
+        ..Options::default()
+    }
+}
+
+async fn log_in_with(
+    authorities: Vec<PublicKey>,
+    stream: impl Io + 'static,
+    host: &str,
+    user: &str,
+    identity: Identity,
+    options: Options,
+) -> anyhow::Result<Session> {
     let policy = HostPolicy::Certificate {
         dialled: ssh::Dialled::parse(host),
         authorities,
-    };
-    let options = Options {
-        keepalive: Some(KEEPALIVE),
-        ..Options::default()
     };
     ssh::client::connect_with(stream, user, identity, policy, now, options)
         .await
@@ -164,11 +219,16 @@ const SSH_PORT: u16 = 22;
 
 /// A fresh key and a certificate for it that this peer alone can use.
 pub(crate) async fn certify(peer: &Peer, user: &str) -> anyhow::Result<Identity> {
+    certify_with(peer, user, false).await
+}
+
+async fn certify_with(peer: &Peer, user: &str, forward_agent: bool) -> anyhow::Result<Identity> {
     let key = fresh_key("underpass")?;
     let body = json!({
         "public_key": key.public_key().to_openssh()?,
         "peer": peer.lease.address()?,
         "principals": [user],
+        "agent_forwarding": forward_agent,
     });
     let path = format!("/api/v1/orgs/{}/ssh/certificates", peer.org);
     let certified: Certified = peer.api.call(Method::POST, &path, &body).await?;
