@@ -90,8 +90,9 @@ pub(super) struct Flow {
     /// What the other side has acknowledged, and the end of what was sent.
     pub(super) acknowledged: u32,
     sent: Option<u32>,
-    /// The end of what the other side has sent.
-    pub(super) heard_until: u32,
+    /// Where the other side's bytes begin, and how many of them were read.
+    first: u32,
+    pub(super) taken: u32,
     /// Acknowledgement and window as last sent.
     pub(super) said: (u32, u16),
     /// The last segment without data: when, which, and how often at that moment.
@@ -141,7 +142,8 @@ impl Flow {
             state: State::Closed,
             acknowledged: 0,
             sent: None,
-            heard_until: 0,
+            first: 0,
+            taken: 0,
             said: (0, 0),
             bare: (Instant::ZERO, [0; 2], 0, 0),
             recovery: Recovery::new(class.window()),
@@ -178,9 +180,8 @@ impl Flow {
     pub(super) fn hear(&mut self, now: Instant, segment: &Tcp) {
         self.heard = now;
         self.trouble = None;
-        let end = segment.sequence.wrapping_add(segment.length);
-        if segment.syn() || before(self.heard_until, end) {
-            self.heard_until = end;
+        if segment.syn() {
+            self.first = segment.sequence.wrapping_add(1);
         }
         if let Some(sent) = self.sent
             && segment.ack()
@@ -188,6 +189,33 @@ impl Flow {
         {
             self.acknowledged = segment.acknowledged;
         }
+    }
+
+    /// The first sequence number that the engine has not received: the one that it always accepts.
+    pub(super) fn expected(&self) -> u32 {
+        let received = u32::try_from(self.socket().recv_queue()).unwrap_or(0);
+        let bytes = self.taken.wrapping_add(received);
+        let goodbye = u32::from(self.at_end());
+        self.first.wrapping_add(bytes).wrapping_add(goodbye)
+    }
+
+    /// Whether a segment begins before what the engine has received, or behind what has not arrived.
+    ///
+    /// The engine takes no acknowledgement from a segment outside its window, where there is news
+    /// in it. Behind: an engine that resends after a time-out acknowledges with the number that it
+    /// resends from. Ahead: RFC 9293 (section 3.10.7.4) asks for it while the window is closed, and
+    /// the end of the engine's window moves back by less than a unit of the window's scale (RFC
+    /// 7323 section 2.4) with what arrives, so that a peer that has filled an earlier window is
+    /// beyond it. While a reader that waits for room to write keeps the window closed, the room
+    /// would never come.
+    pub(super) fn off_sequence(&self, segment: &Tcp) -> (bool, bool) {
+        if self.phase != Phase::Open || !segment.ack() || segment.syn() || segment.rst() {
+            return (false, false);
+        }
+        let expected = self.expected();
+        let near = |distance: u32| (1..=self.class.window() as u32).contains(&distance);
+        let behind = near(expected.wrapping_sub(segment.sequence));
+        (behind, near(segment.sequence.wrapping_sub(expected)))
     }
 
     /// A segment of ours leaves.

@@ -72,6 +72,8 @@ struct Episode {
 pub(super) struct Advice {
     /// The engine may see it.
     pub(super) feed: bool,
+    /// It says something that the engine has not heard.
+    pub(super) news: bool,
     /// The engine is to be told of a loss.
     pub(super) signal: bool,
     /// It acknowledges two segments, of which the first ends here: the engine lets its window grow
@@ -160,8 +162,10 @@ impl Recovery {
 
     /// A segment of the other side arrives, before the engine sees it.
     pub(super) fn note_arrived(&mut self, now: Instant, segment: &Tcp, sacks: &Sack) -> Advice {
-        let feed = Advice {
+        let told = (segment.acknowledged, segment.window);
+        let mut feed = Advice {
             feed: true,
+            news: false,
             signal: false,
             split: None,
         };
@@ -169,7 +173,7 @@ impl Recovery {
             self.enabled = sacks.permitted;
             return feed;
         }
-        if !self.enabled || !segment.ack() {
+        if !segment.ack() {
             return feed;
         }
         let first = self.board.front().map(|first| first.sequence);
@@ -177,10 +181,13 @@ impl Recovery {
             // Overtaken by a newer one.
             return feed;
         }
-        let told = (segment.acknowledged, segment.window);
-        let plain = segment.length == 0 && !segment.rst() && !self.board.is_empty();
-        let repeats = plain && self.told == Some(told);
+        feed.news = self.told != Some(told);
         self.told = Some(told);
+        if !self.enabled {
+            return feed;
+        }
+        let plain = segment.length == 0 && !segment.rst() && !self.board.is_empty();
+        let repeats = plain && !feed.news;
 
         let split = self
             .board
@@ -209,16 +216,16 @@ impl Recovery {
         if self.recovering.is_none() {
             self.allowance = 0;
         }
-        let feed = match self.recovering {
+        feed.feed = match self.recovering {
             _ if !repeats => true,
             // Nothing is to be sent again: the engine may send something new instead.
             Some(episode) => !signal && !episode.engine_left && !self.has_lost(),
             None => false,
         };
         Advice {
-            feed,
             signal,
             split,
+            ..feed
         }
     }
 

@@ -90,13 +90,21 @@ impl Stack {
         flow.hear(now, segment);
         let sack = Sack::parse(packet, segment);
         let advice = flow.recovery.note_arrived(now, segment, &sack);
+        let (behind, ahead) = flow.off_sequence(segment);
+        let beyond = ahead && segment.length == 0;
+        // What begins elsewhere, and data while the window is closed, the engine throws away with
+        // the acknowledgement in it.
+        let refused = behind || ahead || (segment.length > 0 && flow.phase == Phase::Open);
         if let Some(first) = advice.split {
             self.tell(now, id, first, segment.window, 1);
+        }
+        if advice.feed && (beyond || (advice.news && refused)) {
+            self.tell(now, id, segment.acknowledged, segment.window, 1);
         }
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
-        if advice.feed {
+        if advice.feed && !beyond {
             let before = self.outbox.packets;
             let mut link = Link {
                 packet: Some(packet.bytes),
@@ -129,7 +137,7 @@ impl Stack {
         };
         let ours = (flow.key.local, flow.key.local_port);
         let theirs = (flow.key.remote, flow.key.remote_port);
-        let numbers = (flow.heard_until, acknowledged, window);
+        let numbers = (flow.expected(), acknowledged, window);
         packet::write_tcp(&mut self.scratch, theirs, ours, numbers, packet::ACK, &[]);
         for _ in 0..times {
             let mut link = Link {

@@ -134,6 +134,7 @@ impl Stack {
                 Err(StreamError::WouldBlock)
             }
             Ok(read) => {
+                flow.taken = flow.taken.wrapping_add(u32::try_from(read).unwrap_or(0));
                 // The window may have opened enough to say so.
                 if phase == Phase::Open {
                     self.make_ready(id);
