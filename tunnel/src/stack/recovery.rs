@@ -39,6 +39,9 @@ pub(super) struct Recovery {
     timed_out: Option<u32>,
     /// The engine was told of a loss and owes the first segment.
     engine_owes: bool,
+    /// The engine resent one segment unasked, which ends here: three acknowledgements that repeat
+    /// each other had reached it, or it has timed out and more will follow.
+    resent: Option<u32>,
     /// Bytes that may be sent again: as many as have arrived.
     allowance: usize,
     /// When segments that were overtaken count as lost.
@@ -96,6 +99,7 @@ impl Recovery {
             recovering: None,
             timed_out: None,
             engine_owes: false,
+            resent: None,
             allowance: 0,
             overtaken_at: None,
             probe_at: None,
@@ -129,6 +133,8 @@ impl Recovery {
     }
 
     fn push(&mut self, now: Instant, segment: &Segment<'_>) {
+        // It goes on with something new: whatever it resent is done with.
+        (self.resent, self.engine_owes) = (None, false);
         if self.board.len() < self.limit {
             self.board.push_back(Sent {
                 sequence: segment.sequence,
@@ -150,13 +156,25 @@ impl Recovery {
                 (sent.at, sent.again, sent.lost) = (now, true, false);
             }
         }
-        if !std::mem::take(&mut self.engine_owes) && self.timed_out.is_none() {
-            self.timed_out = Some(known);
-            self.recovering = None;
-            self.overtaken_at = None;
-            for sent in &mut self.board {
-                sent.lost = false;
-            }
+        let owed = std::mem::take(&mut self.engine_owes);
+        if owed || self.timed_out.is_some() {
+            return;
+        }
+        let goes_on = self.resent.is_some_and(|last| !before(sequence, last));
+        self.resent = Some(end);
+        if !goes_on {
+            self.recovering.get_or_insert(Episode {
+                until: known,
+                engine_left: false,
+            });
+            self.allowance = self.allowance.max(ALLOWANCE);
+            return;
+        }
+        self.timed_out = Some(known);
+        self.recovering = None;
+        self.overtaken_at = None;
+        for sent in &mut self.board {
+            sent.lost = false;
         }
     }
 
@@ -319,7 +337,12 @@ impl Recovery {
         let mut found = false;
         for sent in &mut self.board {
             let overtaken = sent.at < newest || (sent.at == newest && before(sent.end, newest_end));
-            if sent.arrived || sent.lost || !overtaken {
+            if sent.lost {
+                // It was found in an episode that ended before it.
+                found = true;
+                continue;
+            }
+            if sent.arrived || !overtaken {
                 continue;
             }
             let due = sent.at + took + patience;
