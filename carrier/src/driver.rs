@@ -156,8 +156,10 @@ impl Driver {
             }
             self.take_events(now);
             self.transmit(now);
-            // What was sent may have moved a stream on.
-            self.take_events(now);
+            // What was sent may have moved a stream on, which may have something to send then.
+            while self.take_events(now) {
+                self.transmit(now);
+            }
             let publish_at = self.published + PUBLISH_EVERY;
             if now >= publish_at {
                 self.publish(now);
@@ -355,8 +357,11 @@ impl Driver {
         self.link.flush();
     }
 
-    fn take_events(&mut self, now: Instant) {
+    /// True if there were any.
+    fn take_events(&mut self, now: Instant) -> bool {
+        let mut any = false;
         while let Some(event) = self.tunnel.poll_event() {
+            any = true;
             match event {
                 tunnel::Event::SessionEstablished { rtt } => {
                     let rtt = rtt.unwrap_or_default();
@@ -436,6 +441,7 @@ impl Driver {
                 _ => {}
             }
         }
+        any
     }
 
     /// The path or the session may be gone without anybody saying so.

@@ -14,7 +14,7 @@ use smoltcp::{
 use super::{
     Class, CloseReason, ListenerId, StackEvent, StreamId, Unreachable,
     packet::{Segment, Tcp},
-    recovery::{Recovery, before},
+    recovery::Recovery,
 };
 use crate::Instant;
 
