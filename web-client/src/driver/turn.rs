@@ -49,6 +49,8 @@ impl State {
                 self.tunnel.handle_timeout(time);
             }
         }
+        // An event may ask for a handshake, and what is sent may make events.
+        self.events(now);
         self.transmit(now);
         self.events(now);
         self.set_timer(handlers, now);
