@@ -139,7 +139,7 @@ impl Api {
 /// A session for the owner of a data directory.
 async fn local_session(server: &Server, dir: &DataDir) -> anyhow::Result<String> {
     let token = crate::up::local_login_token(dir)?;
-    let login = server.redeem(token.token.reveal()).await?;
+    let login = server.redeem(&token).await?;
     Ok(login.session)
 }
 

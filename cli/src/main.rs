@@ -12,6 +12,7 @@ mod credentials;
 mod data_dir;
 mod platform;
 mod settings;
+#[cfg_attr(not(server), path = "no_server.rs")]
 mod up;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the whole system in one process: control, relay, gateway, names and the console
+    #[cfg(server)]
     Up(up::Args),
     /// Print a fresh URL of the browser console
     Console(client::console::Args),
@@ -122,6 +124,7 @@ async fn main() -> ExitCode {
         Err(error) => return ended(Err(error)),
     };
     let outcome = match cli.command {
+        #[cfg(server)]
         Command::Up(args) => Box::pin(up::run(args)).await,
         Command::Console(args) => client::console::run(args).await,
         Command::Orgs(command) => client::orgs::run(command).await,

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, bail};
 
-use crate::sh;
+use crate::{lint, sh};
 
 /// A program and the Debian package that holds it.
 type Tool = (&'static str, &'static str);
@@ -16,6 +16,9 @@ const BUILD: &[Tool] = &[("cc", "build-essential"), ("git", "git")];
 
 /// The web build: ring's C for wasm32, and its archiver.
 const WEB: &[Tool] = &[("clang", "clang"), ("llvm-ar", "llvm"), ("patch", "patch")];
+
+/// Checking the client for Windows: ring's C.
+const WINDOWS: &[Tool] = &[("x86_64-w64-mingw32-gcc", "gcc-mingw-w64-x86-64")];
 
 /// Clients that nobody here wrote, and the network they are tried on.
 const TEST: &[Tool] = &[
@@ -41,8 +44,12 @@ const CARGO_DENY: &str = "0.20.2";
 
 /// All that any command needs.
 pub(crate) fn everything(root: &Path) -> anyhow::Result<()> {
-    debian(root, &[BUILD, WEB, TEST])?;
-    rust(root, &["clippy", "rustfmt"])?;
+    debian(root, &[BUILD, WEB, WINDOWS, TEST])?;
+    rust(
+        root,
+        &[WASM, lint::WINDOWS, lint::MAC],
+        &["clippy", "rustfmt"],
+    )?;
     cargo_deny(root)?;
     npm(root)
 }
@@ -50,7 +57,7 @@ pub(crate) fn everything(root: &Path) -> anyhow::Result<()> {
 /// What building the page needs.
 pub(crate) fn for_web(root: &Path) -> anyhow::Result<()> {
     debian(root, &[BUILD, WEB])?;
-    rust(root, &[])?;
+    rust(root, &[WASM], &[])?;
     npm(root)
 }
 
@@ -88,18 +95,18 @@ fn is_root() -> anyhow::Result<bool> {
     Ok(sh::read(&mut sh::line(Path::new("/"), "id -u"))?.trim() == "0")
 }
 
-fn rust(root: &Path, components: &[&str]) -> anyhow::Result<()> {
+const WASM: &str = "wasm32-unknown-unknown";
+
+fn rust(root: &Path, targets: &[&str], components: &[&str]) -> anyhow::Result<()> {
     let has = |kind: &str| {
         sh::read(&mut sh::line(
             root,
             &format!("rustup {kind} list --installed"),
         ))
     };
-    if !has("target")?.contains("wasm32-unknown-unknown") {
-        sh::run(&mut sh::line(
-            root,
-            "rustup target add wasm32-unknown-unknown",
-        ))?;
+    let installed = has("target")?;
+    for target in targets.iter().filter(|name| !installed.contains(**name)) {
+        sh::run(&mut sh::line(root, &format!("rustup target add {target}")))?;
     }
     let installed = has("component")?;
     for component in components.iter().filter(|name| !installed.contains(**name)) {

@@ -84,6 +84,7 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(10);
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// Encrypted bytes cannot be dropped any more, so few may wait in the kernel.
+#[cfg(any(target_os = "linux", target_os = "android"))]
 const NOTSENT_LOWAT: u32 = 16 * 1024;
 
 /// An HTTP error is read up to here.

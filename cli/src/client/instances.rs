@@ -26,7 +26,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Stop(args) => (args, false),
         Command::Start(args) => (args, true),
     };
-    up::set_instance_started(&args.data_dir, &args.id, started)?;
+    up::set_instance_started(&args.data_dir.find()?, &args.id, started)?;
     println!(
         "{} is {}",
         args.id,

@@ -1,6 +1,6 @@
 //! The commands that speak to a running system.
 
-#[cfg(unix)]
+#[cfg_attr(not(unix), path = "no_agent.rs")]
 pub(crate) mod agent;
 pub(crate) mod apps;
 pub(crate) mod args;

@@ -20,9 +20,13 @@ use tunnel::{Answer, Class, RecordKind};
 pub(crate) use own::{Own, connect};
 pub(crate) use peer::{Peer, lease_lost};
 
-#[cfg(unix)]
-use crate::client::agent::{Borrowed, Refused};
-use crate::{api::Api, client::args::Scope};
+use crate::{
+    api::Api,
+    client::{
+        agent::{self, Borrowed, Refused},
+        args::Scope,
+    },
+};
 
 /// What every command takes that sends packets into a network.
 #[derive(clap::Args, Clone, Debug)]
@@ -72,9 +76,9 @@ impl NetworkArgs {
         }
     }
 
-    #[cfg(unix)]
     fn wants_agent(&self) -> bool {
-        !self.no_agent && std::env::var_os("UNDERPASS_AGENT").is_none_or(|value| value != "off")
+        let wanted = agent::AVAILABLE && !self.no_agent;
+        wanted && std::env::var_os("UNDERPASS_AGENT").is_none_or(|value| value != "off")
     }
 }
 
@@ -84,7 +88,6 @@ pub(crate) enum Network {
     /// By a tunnel of this process.
     Own(Arc<Own>),
     /// By a tunnel of the agent.
-    #[cfg(unix)]
     Agent(Arc<Borrowed>),
 }
 
@@ -118,7 +121,6 @@ pub(crate) struct Failure {
 impl Network {
     /// Opens it, without waiting for the gateway.
     pub(crate) async fn open(args: &NetworkArgs) -> anyhow::Result<Network> {
-        #[cfg(unix)]
         if args.wants_agent() {
             match Box::pin(Borrowed::open(&args.scope, args.way())).await {
                 Ok(borrowed) => return Ok(Network::Agent(Arc::new(borrowed))),
@@ -137,7 +139,6 @@ impl Network {
     pub(crate) fn own_peer(&self) -> Option<&Peer> {
         match self {
             Network::Own(own) => Some(own.peer()),
-            #[cfg(unix)]
             Network::Agent(_) => None,
         }
     }
@@ -146,7 +147,6 @@ impl Network {
     pub(crate) fn org(&self) -> &str {
         match self {
             Network::Own(own) => &own.peer().org,
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.org(),
         }
     }
@@ -155,7 +155,6 @@ impl Network {
     pub(crate) async fn api(&self) -> anyhow::Result<&Api> {
         match self {
             Network::Own(own) => Ok(&own.peer().api),
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.api().await,
         }
     }
@@ -164,7 +163,6 @@ impl Network {
     pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
         match self {
             Network::Own(own) => own.peer().lease.host_cas(),
-            #[cfg(unix)]
             Network::Agent(borrowed) => peer::host_cas(&borrowed.host_cas()),
         }
     }
@@ -173,7 +171,6 @@ impl Network {
     pub(crate) async fn ready(&self) -> anyhow::Result<Duration> {
         match self {
             Network::Own(own) => own.ready().await,
-            #[cfg(unix)]
             Network::Agent(borrowed) => Ok(borrowed.ready().await?),
         }
     }
@@ -182,7 +179,6 @@ impl Network {
     pub(crate) fn transport(&self) -> String {
         match self {
             Network::Own(own) => own.carrier().transport().to_owned(),
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.transport(),
         }
     }
@@ -191,7 +187,6 @@ impl Network {
     pub(crate) async fn identity(&self, user: &str) -> anyhow::Result<ssh::client::Identity> {
         match self {
             Network::Own(own) => super::ssh::console::certify(own.peer(), user).await,
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.identity(user).await,
         }
     }
@@ -208,7 +203,6 @@ impl Network {
                 let stream = connect(own.carrier(), host, port, class).await?;
                 Ok(Box::new(stream))
             }
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.connect(host, port, class).await,
         }
     }
@@ -217,7 +211,6 @@ impl Network {
     pub(crate) async fn lookup(&self, name: &str, kind: RecordKind) -> Result<Answer, Failure> {
         match self {
             Network::Own(own) => Ok(own.carrier().lookup(name, kind).await?),
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.lookup(name, kind).await,
         }
     }
@@ -237,7 +230,6 @@ impl Network {
     pub(crate) async fn ping(&self, to: Ipv6Addr) -> Result<Echo, Failure> {
         match self {
             Network::Own(own) => Echo::ask(own.carrier(), to).await,
-            #[cfg(unix)]
             Network::Agent(borrowed) => borrowed.ping(to).await,
         }
     }
@@ -246,7 +238,6 @@ impl Network {
     pub(crate) async fn close(self) {
         match self {
             Network::Own(own) => own.close().await,
-            #[cfg(unix)]
             Network::Agent(_) => {}
         }
     }

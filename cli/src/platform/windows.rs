@@ -13,6 +13,7 @@ use crossterm::{
     event::{Event, KeyCode, KeyEventKind},
     terminal,
 };
+use tokio::net::windows::named_pipe::{ClientOptions, NamedPipeClient};
 
 use super::Access;
 
@@ -37,6 +38,11 @@ pub(crate) fn check_private(path: &Path, _access: Access) -> anyhow::Result<()> 
 /// Where a user's settings are.
 pub(crate) fn settings_home() -> Option<PathBuf> {
     env::var_os("APPDATA").map(PathBuf::from)
+}
+
+/// Where a user's data is.
+pub(crate) fn data_home() -> Option<PathBuf> {
+    env::var_os("LOCALAPPDATA").map(PathBuf::from)
 }
 
 // Terminal
@@ -147,4 +153,16 @@ pub(crate) fn open_in_browser(url: &str) -> bool {
     let quiet = open.args(["url.dll,FileProtocolHandler", url]);
     let quiet = quiet.stdin(Stdio::null()).stdout(Stdio::null());
     quiet.stderr(Stdio::null()).spawn().is_ok()
+}
+
+// The person's ssh-agent
+
+/// Connects to the agent that `SSH_AUTH_SOCK` names, or to that of Windows; none where neither runs.
+pub(crate) async fn ssh_agent() -> Option<io::Result<NamedPipeClient>> {
+    let named = env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
+    let path = named.unwrap_or_else(|| r"\\.\pipe\openssh-ssh-agent".into());
+    match ClientOptions::new().open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => Some(opened),
+    }
 }

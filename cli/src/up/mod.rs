@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod dir;
 mod page;
 mod report;
 
@@ -20,7 +21,12 @@ use wire::PublicKey;
 pub(crate) use config::Args;
 use config::Config;
 
-use crate::data_dir::{DataDir, DataDirArg, Running};
+use zeroize::Zeroizing;
+
+use crate::{
+    client::console::console_url,
+    data_dir::{DataDir, Running},
+};
 
 /// The one gateway of an `up`, by its name in the relay's path.
 const GATEWAY: &str = "local";
@@ -177,7 +183,7 @@ impl Up {
         })?;
         let report = report::Report {
             json: config.json,
-            console_url: console_url(&url, &login_token(&store)?),
+            console_url: console_url(&url, login_token(&store)?.token.reveal()),
             relay_url: format!("{relay_url}/v1/tunnel/{GATEWAY}"),
             gateway: info,
             fingerprint: certificate.fingerprint().to_string(),
@@ -194,14 +200,10 @@ impl Up {
     }
 }
 
-/// The URL that logs a browser in. Fragments are sent to no server; the page erases it at once.
-pub(crate) fn console_url(url: &str, token: &control::LoginToken) -> String {
-    format!("{url}/#token={}", token.token.reveal())
-}
-
 /// A login token for the owner of a data directory.
-pub(crate) fn local_login_token(dir: &DataDir) -> anyhow::Result<control::LoginToken> {
-    login_token(&Store::open(dir.store())?)
+pub(crate) fn local_login_token(dir: &DataDir) -> anyhow::Result<Zeroizing<String>> {
+    let token = login_token(&Store::open(dir.store())?)?;
+    Ok(Zeroizing::new(token.token.reveal().to_owned()))
 }
 
 /// Makes an organisation, and returns its network as a prefix.
@@ -213,12 +215,7 @@ pub(crate) fn create_org(dir: &DataDir, name: &str) -> anyhow::Result<String> {
 }
 
 /// Writes down whether an instance shall run; the demo that owns it follows.
-pub(crate) fn set_instance_started(
-    arg: &DataDirArg,
-    id: &str,
-    started: bool,
-) -> anyhow::Result<()> {
-    let dir = arg.find()?;
+pub(crate) fn set_instance_started(dir: &DataDir, id: &str, started: bool) -> anyhow::Result<()> {
     dir.running()?;
     Ok(Store::open(dir.store())?.set_instance_started(id, started)?)
 }

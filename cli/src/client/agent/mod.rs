@@ -28,6 +28,9 @@ use place::Place;
 use protocol::{Request, Status};
 use server::Begun;
 
+/// Whether this system has one.
+pub(crate) const AVAILABLE: bool = true;
+
 /// The tunnel was given up, by its lease or by the agent's idle limit.
 const TUNNEL_GONE: &str = "tunnel_gone";
 /// No room.

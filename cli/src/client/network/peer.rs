@@ -69,7 +69,7 @@ impl Lease {
 
     /// The authorities trusted for the organisation's hosts.
     pub(crate) fn host_cas(&self) -> anyhow::Result<Vec<ssh_key::PublicKey>> {
-        host_cas(&self.host_cas)
+        host_cas(self.host_ca_lines())
     }
 
     /// The same, as control wrote them.
