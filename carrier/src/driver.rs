@@ -93,6 +93,7 @@ pub(crate) fn spawn(config: tunnel::Config, link: Link, target: Option<Arc<Targe
         scratch: vec![0; SCRATCH].into(),
         notices: Vec::new(),
         published: now,
+        moved: false,
         stopping: None,
     };
     tokio::spawn(driver.run());
@@ -122,6 +123,8 @@ struct Driver {
     /// Empty between uses; keeps its room.
     notices: Vec<Notice>,
     published: Instant,
+    /// The link is another, or is back, and no session has been made over it yet.
+    moved: bool,
     /// Nobody holds the carrier any more; it ends at this time at the latest.
     stopping: Option<Instant>,
 }
@@ -316,6 +319,7 @@ impl Driver {
                 Some(Incoming::Up) => {
                     self.status.send_modify(|status| status.link_error = None);
                     self.tell(Event::LinkUp);
+                    self.moved = true;
                     // The other side may not know this path, and may know no session: its own
                     // initiation is the one message that is good on any path.
                     self.tunnel.initiate(now);
@@ -329,6 +333,10 @@ impl Driver {
                     self.publish(now);
                     let transport = self.link.transport();
                     self.tell(Event::PathChanged { transport });
+                    // Where an answer made it the path, it works; where the other was lost, an
+                    // answer on this one is still to come.
+                    self.tunnel.path_changed(now);
+                    self.moved = true;
                 }
                 Some(Incoming::Down { error, retry_in }) => {
                     self.status.send_modify(|status| {
@@ -370,6 +378,9 @@ impl Driver {
                         status.trouble = None;
                     });
                     self.tell(Event::SessionEstablished { rtt });
+                    if std::mem::take(&mut self.moved) {
+                        self.tunnel.path_changed(now);
+                    }
                 }
                 tunnel::Event::HandshakeFailed { reason } => {
                     self.status.send_modify(|status| {
@@ -384,6 +395,10 @@ impl Driver {
                 }
                 tunnel::Event::PathSilent { .. } => {
                     self.link.probe();
+                    if !matches!(self.link, Link::Race(_)) {
+                        // Its answer tells that the path is back, where data waits for time-outs.
+                        self.tunnel.initiate(now);
+                    }
                     self.tell(Event::PathSilent);
                 }
                 tunnel::Event::Connected(id) => {

@@ -24,6 +24,7 @@ mod drops;
 mod error;
 mod flow;
 mod icmp;
+mod lull;
 mod packet;
 mod recovery;
 mod segments;
@@ -234,6 +235,7 @@ pub struct Stack {
     time_waits: TimeWaits,
     /// Destinations behind a path whose MTU is less than ours, oldest first.
     narrow: VecDeque<Ipv6Addr>,
+    fed: lull::Fed,
     udp: UdpSockets,
     pings: Pings,
     errors: Tokens,
@@ -299,6 +301,7 @@ impl Stack {
             timers: BTreeSet::new(),
             time_waits: TimeWaits::default(),
             narrow: VecDeque::new(),
+            fed: None,
             udp: UdpSockets::default(),
             pings: Pings::new(rng.next_u16()),
             errors: Tokens::new(now),

@@ -132,10 +132,21 @@ pub struct Tunnel {
     peer: Peer,
     stack: Stack,
     resolver: Resolver,
-    /// When the first packet left that nothing has answered yet, and whether that was told.
-    unanswered: Option<Instant>,
+    /// What nothing has answered yet, and whether that was told.
+    unanswered: Option<Unanswered>,
     silence_told: bool,
     silence: Option<Instant>,
+}
+
+/// Something left that wants an answer.
+#[derive(Clone, Copy)]
+struct Unanswered {
+    /// When the other side fell silent: then, or when data came last.
+    since: Instant,
+    /// When it left.
+    asked: Instant,
+    /// When to ask again: a question is a single packet, which may be lost on a path that stands.
+    again: Option<Instant>,
 }
 
 impl Tunnel {
@@ -176,7 +187,7 @@ impl Tunnel {
         let mut back = false;
         if received.is_ok_and(|received| received.authenticated) {
             let silent = self.unanswered.take();
-            back = silent.is_some_and(|since| now.since(since) >= LULL);
+            back = silent.is_some_and(|silent| now.since(silent.asked) >= LULL);
             self.silence_told = false;
         }
         while let Some(packet) = self.peer.poll_packet() {
@@ -184,7 +195,7 @@ impl Tunnel {
             self.stack.recycle(packet);
         }
         if back {
-            self.stack.nudge(now);
+            self.stack.path_changed(now);
         }
         self.resolver.poll(now, &mut self.stack);
     }
@@ -194,7 +205,8 @@ impl Tunnel {
         self.peer.handle_timeout(now);
         self.stack.handle_timeout(now);
         self.resolver.poll(now, &mut self.stack);
-        if let Some(since) = self.unanswered
+        self.ask_in_lull(now);
+        if let Some(Unanswered { since, .. }) = self.unanswered
             && !self.silence_told
             && now.since(since) >= SILENCE
         {
@@ -203,17 +215,39 @@ impl Tunnel {
         }
     }
 
+    /// Data came and comes no more: finds out whether the path is there.
+    fn ask_in_lull(&mut self, now: Instant) {
+        let asked = self.stack.ask_in_lull(now);
+        match (&mut self.unanswered, asked) {
+            (None, Some(since)) => {
+                self.unanswered = Some(Unanswered {
+                    since,
+                    asked: now,
+                    again: Some(now + LULL),
+                });
+            }
+            (Some(unanswered), _) if unanswered.again.is_some_and(|at| at <= now) => {
+                unanswered.again = None;
+                self.stack.ask_again(now);
+            }
+            _ => {}
+        }
+    }
+
     /// When [`Tunnel::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let silence = self
             .unanswered
             .filter(|_| !self.silence_told)
-            .map(|since| since + SILENCE);
+            .map(|unanswered| unanswered.since + SILENCE);
+        let again = self.unanswered.and_then(|unanswered| unanswered.again);
         let of_all = [
             self.peer.poll_timeout(),
             self.stack.poll_timeout(),
             self.resolver.poll_timeout(),
+            self.stack.lull_at(),
             silence,
+            again,
         ];
         of_all.into_iter().flatten().min()
     }
@@ -226,7 +260,11 @@ impl Tunnel {
             }
             let packet = self.stack.poll_transmit(now)?;
             if self.unanswered.is_none() && wants_answer(&packet) {
-                self.unanswered = Some(now);
+                self.unanswered = Some(Unanswered {
+                    since: now,
+                    asked: now,
+                    again: None,
+                });
             }
             self.peer.send_packet(now, &packet);
             self.stack.recycle(packet);
@@ -260,6 +298,12 @@ impl Tunnel {
     /// Begins a fresh handshake: for a new path, or after sleep.
     pub fn initiate(&mut self, now: Instant) {
         self.peer.initiate(now);
+    }
+
+    /// What is sent takes another path from now on, which is known to work: what the old one may
+    /// have lost is sent again at once, by both sides.
+    pub fn path_changed(&mut self, now: Instant) {
+        self.stack.path_changed(now);
     }
 
     /// See [`Stack::connect`].

@@ -88,6 +88,10 @@ impl Stack {
             return;
         };
         flow.hear(now, segment);
+        self.note_fed(now, id, segment);
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
         let sack = Sack::parse(packet, segment);
         let advice = flow.recovery.note_arrived(now, segment, &sack);
         let (behind, ahead) = flow.off_sequence(segment);

@@ -499,6 +499,58 @@ fn a_nudge_sends_what_a_time_out_would_send_much_later() {
 }
 
 #[test]
+fn who_only_listens_asks_once_and_is_answered() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Bulk);
+    assert_eq!((pair.a.lull_at(), pair.b.lull_at()), (None, None));
+    pair.b.write(pair.now, server, &[7; 5_000]).unwrap();
+    pair.run(second() / 10);
+    let mut buffer = [0; 10_000];
+    assert_eq!(pair.a.read(pair.now, client, &mut buffer), Ok(5_000));
+    assert_eq!(pair.a.ask_in_lull(pair.now), None, "too soon");
+    pair.run(second());
+    assert!(pair.a.lull_at().is_some_and(|at| at <= pair.now));
+    let (asked, heard) = (pair.b.stats().rx_packets, pair.a.stats().rx_packets);
+    let since = pair.a.ask_in_lull(pair.now).unwrap();
+    assert!(pair.now.since(since) >= second());
+    pair.run(second() / 10);
+    assert_eq!(pair.b.stats().rx_packets, asked + 1);
+    assert_eq!(pair.a.stats().rx_packets, heard + 1, "the answer");
+    // Neither the question nor its answer brings another.
+    assert_eq!((pair.a.lull_at(), pair.b.lull_at()), (None, None));
+    assert_eq!(
+        pair.b.read(pair.now, server, &mut buffer),
+        Err(StreamError::WouldBlock)
+    );
+    pair.a.write(pair.now, client, b"still").unwrap();
+    pair.b.write(pair.now, server, b"there").unwrap();
+    pair.run(second() / 10);
+    assert_eq!(pair.a.read(pair.now, client, &mut buffer), Ok(5));
+    assert_eq!(pair.b.read(pair.now, server, &mut buffer), Ok(5));
+}
+
+#[test]
+fn a_new_path_is_told_to_the_side_that_waits() {
+    let mut pair = Pair::new();
+    let (client, server) = pair.connected(Class::Bulk);
+    pair.b.write(pair.now, server, &[7; 500]).unwrap();
+    pair.run(second());
+    pair.pass = |_, _, _| false;
+    pair.b.write(pair.now, server, &[8; 500]).unwrap();
+    pair.run(100 * second());
+    pair.pass = |_, _, _| true;
+    let heard = pair.b.stats().rx_packets;
+    // The client has nothing on its way, and the server does not know that the path is back.
+    pair.a.path_changed(pair.now);
+    pair.run(second() / 20);
+    assert!(pair.b.stats().rx_packets > heard);
+    pair.b.nudge(pair.now);
+    pair.run(second() / 20);
+    let mut buffer = [0; 10_000];
+    assert_eq!(pair.a.read(pair.now, client, &mut buffer), Ok(1_000));
+}
+
+#[test]
 fn a_slow_reader_closes_the_window_and_wakes_when_it_opens() {
     let mut pair = Pair::new();
     let (client, server) = pair.connected(Class::Interactive);
