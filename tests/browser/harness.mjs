@@ -16,7 +16,7 @@ const require = createRequire(join(root, "www/package.json"));
 export const { chromium } = require("playwright-core");
 export const { AxeBuilder } = require("@axe-core/playwright");
 
-const BINARY = process.env.UNDERPASS_BIN ?? join(root, "target/debug/underpass");
+export const BINARY = process.env.UNDERPASS_BIN ?? join(root, "target/debug/underpass");
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const READY_MS = 30_000;
 

@@ -38,6 +38,16 @@ export interface Certificate {
   host_cas: string[];
 }
 
+/** A program that wants to be let in: `underpass login` somewhere. */
+export interface Program {
+  code: string;
+  /** What it calls its machine. */
+  host: string;
+  /** Where its request came from. */
+  address: string | null;
+  answered: boolean;
+}
+
 const TIMEOUT_MS = 10_000;
 
 export class Api {
@@ -68,6 +78,20 @@ export class Api {
   release(org: string, peer: string): Promise<unknown> {
     const path = `orgs/${encodeURIComponent(org)}/peers/${encodeURIComponent(peer)}`;
     return this.call("DELETE", path);
+  }
+
+  /** Another login token for the same person: good once, for ten minutes. */
+  async loginToken(): Promise<string> {
+    return (await this.call<{ token: string }>("POST", "login-tokens", {})).token;
+  }
+
+  program(code: string): Promise<Program> {
+    return this.call("POST", "device/look", { code });
+  }
+
+  /** Lets a program in as this person, or refuses it. The first answer counts. */
+  answerProgram(code: string, allow: boolean): Promise<unknown> {
+    return this.call("POST", "device/answer", { code, allow });
   }
 
   /** Ends the session itself: the bearer opens nothing any more. */

@@ -16,6 +16,7 @@ import { Link } from "./link";
 import type { Ground, Phase, Place } from "./shell";
 import { styleSheets } from "./styles";
 import type { ExitStatus } from "./surface";
+import { confirmProgram } from "./ui/dialogs";
 import { h } from "./ui/dom";
 import { fontsReady } from "./ui/fonts";
 import type { Pane } from "./ui/pane";
@@ -183,6 +184,33 @@ export class UnderpassConsole extends HTMLElement {
     this.setDrawer(false);
     this.workspace.open({ app: place.app, instance: place.instance, region: instance.region });
     return true;
+  }
+
+  /** Asks the person who is signed in about a program that waits with this code: `underpass login`. */
+  async letIn(code: string): Promise<void> {
+    const { api, generation } = this;
+    if (!api) return;
+    try {
+      const program = await api.program(code);
+      if (program.answered) {
+        throw new UnderpassError(
+          "code_answered",
+          "This login was answered before.",
+          "Run `underpass login` again for another code.",
+        );
+      }
+      const user = this.credentialsNow?.user ?? "you";
+      const allow = await confirmProgram(this.frame, program, user);
+      if (allow === undefined || generation !== this.generation) return;
+      await api.answerProgram(program.code, allow);
+      this.workspace.say(
+        allow ? `underpass on ${program.host} is in.` : `underpass on ${program.host} was refused.`,
+      );
+    } catch (thrown) {
+      const error = UnderpassError.from(thrown);
+      this.workspace.say(`${error.message} ${error.hint}`, error);
+      this.emit("underpass-error", error);
+    }
   }
 
   /** What the active terminal shows and holds above, as plain text. */

@@ -16,7 +16,19 @@ if (!element) throw new Error("the page has no <underpass-console>");
 
 let token: string | undefined;
 let wanted: { app: string; instance: string } | undefined;
+/** The code of a program that waits to be let in. */
+let waiting: string | undefined;
 takeFragment();
+
+// A tab that a program opened has no session, and another may have one: it hands over a login token of its
+// own, good once. No page of another origin hears this channel.
+const tabs = new BroadcastChannel("underpass");
+const ASK = "who is signed in?";
+const ANSWER_MS = 1500;
+tabs.addEventListener("message", ({ data }) => {
+  const login = data === ASK ? kept() : undefined;
+  if (login) void new Api("", login.session).loginToken().then((token) => tabs.postMessage({ token }));
+});
 
 element.theme = (localStorage.getItem(THEME) ?? "system") as ThemeChoice;
 element.addEventListener("underpass-theme", (event) => {
@@ -29,12 +41,13 @@ document.documentElement.dataset.scheme = element.scheme;
 element.addEventListener("underpass-ready", () => {
   if (wanted) element.open(wanted);
   wanted = undefined;
+  askAboutProgram();
 });
 element.addEventListener("underpass-select", (event) => {
   const place = (event as CustomEvent).detail as { app: string; instance: string } | undefined;
   document.title = place ? `${place.app} ${place.instance} - Underpass` : "Underpass";
   // Until the list is there, the address still says what to open.
-  if (!place && wanted) return;
+  if (!place && (wanted || waiting)) return;
   const fragment = place ? `#${new URLSearchParams({ app: place.app, instance: place.instance })}` : "";
   history.replaceState(null, "", location.pathname + location.search + fragment);
 });
@@ -45,6 +58,7 @@ element.credentials = credentials;
 addEventListener("hashchange", () => {
   takeFragment();
   if (token) element.credentials = credentials;
+  else if (kept()) askAboutProgram();
 });
 
 // A phone's keyboard covers the page without resizing it: the console ends where the keyboard begins.
@@ -61,6 +75,7 @@ function fitViewport(): void {
 
 async function credentials(refused?: UnderpassError): Promise<Credentials | undefined> {
   if (refused && isSignedOut(refused)) sessionStorage.removeItem(SESSION);
+  if (!token && !kept() && waiting) token = await tokenOfAnotherTab();
   const fresh = token;
   token = undefined;
   if (fresh) {
@@ -73,15 +88,8 @@ async function credentials(refused?: UnderpassError): Promise<Credentials | unde
     sessionStorage.setItem(SESSION, JSON.stringify(login));
     return login;
   }
-  const kept = sessionStorage.getItem(SESSION);
-  if (!kept) return undefined;
-  let login: Login;
-  try {
-    login = JSON.parse(kept);
-  } catch {
-    sessionStorage.removeItem(SESSION);
-    return undefined;
-  }
+  const login = kept();
+  if (!login) return undefined;
   if (login.expires * 1000 > Date.now()) return login;
   sessionStorage.removeItem(SESSION);
   throw new UnderpassError(
@@ -91,12 +99,47 @@ async function credentials(refused?: UnderpassError): Promise<Credentials | unde
   );
 }
 
-/** Reads `#token=...&app=...&instance=...` and erases the token before anyone can see or keep it. */
+function kept(): Login | undefined {
+  try {
+    return JSON.parse(sessionStorage.getItem(SESSION) ?? "null") ?? undefined;
+  } catch {
+    sessionStorage.removeItem(SESSION);
+    return undefined;
+  }
+}
+
+function tokenOfAnotherTab(): Promise<string | undefined> {
+  return new Promise((resolve) => {
+    const done = (found?: string) => {
+      clearTimeout(late);
+      tabs.removeEventListener("message", hear);
+      resolve(found);
+    };
+    const hear = ({ data }: MessageEvent) => {
+      if (typeof data?.token === "string") done(data.token);
+    };
+    const late = setTimeout(done, ANSWER_MS);
+    tabs.addEventListener("message", hear);
+    tabs.postMessage(ASK);
+  });
+}
+
+/** The person who is signed in says whether the program comes in; the address no longer asks. */
+function askAboutProgram(): void {
+  if (!waiting || !element) return;
+  const code = waiting;
+  waiting = undefined;
+  history.replaceState(null, "", location.pathname + location.search);
+  void element.letIn(code);
+}
+
+/** Reads `#token=...&app=...&instance=...&cli=...` and erases the token before anyone can see or keep it. */
 function takeFragment(): void {
   const fields = new URLSearchParams(location.hash.slice(1));
   const app = fields.get("app");
   const instance = fields.get("instance");
   wanted = app && instance ? { app, instance } : undefined;
+  waiting = fields.get("cli") || undefined;
   token = fields.get("token") || undefined;
   if (token) {
     fields.delete("token");

@@ -1,4 +1,5 @@
-/** The dialogs: help, and the question before several lines are pasted. */
+/** The dialogs: help, and the questions before several lines are pasted and before a program is let in. */
+import type { Program } from "../api";
 import { button, h } from "./dom";
 import { SHORTCUTS } from "./keys";
 
@@ -32,6 +33,62 @@ export function helpDialog(): HTMLDialogElement {
   );
   closeOnBackdrop(dialog);
   return dialog;
+}
+
+/** Asks whether a program is to act as `user`; resolves undefined when the person does not say. */
+export function confirmProgram(
+  root: ParentNode & Node,
+  program: Program,
+  user: string,
+): Promise<boolean | undefined> {
+  return new Promise((resolve) => {
+    const yes = h("button", { class: "button primary", type: "button" }, "Let it in");
+    const no = h("button", { class: "button", type: "button" }, "Refuse");
+    const dialog = h(
+      "dialog",
+      {
+        class: "dialog",
+        part: "dialog",
+        "aria-labelledby": "program-title",
+        "aria-describedby": "program-why",
+      },
+      h(
+        "header",
+        { class: "dialog-head" },
+        h("h2", { id: "program-title" }, `Let underpass on ${program.host} in?`),
+      ),
+      h(
+        "p",
+        { id: "program-why" },
+        "Only if you typed ",
+        h("code", {}, "underpass login"),
+        " there yourself, and it shows this code. It acts as you from then on.",
+      ),
+      h("p", { class: "program-code" }, program.code),
+      h(
+        "dl",
+        { class: "shortcuts" },
+        h("div", {}, h("dt", {}, "Asked from"), h("dd", {}, program.address ?? "an unknown address")),
+        h("div", {}, h("dt", {}, "Acts as"), h("dd", {}, user)),
+      ),
+      h("div", { class: "dialog-actions" }, no, yes),
+    );
+    let answer: boolean | undefined;
+    const say = (allow: boolean) => () => {
+      answer = allow;
+      dialog.close();
+    };
+    yes.addEventListener("click", say(true));
+    no.addEventListener("click", say(false));
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(answer);
+    });
+    root.append(dialog);
+    dialog.showModal();
+    // A person who types on while the page opens lets nobody in.
+    no.focus();
+  });
 }
 
 /** Asks before `text` is pasted line by line; resolves false when dismissed. */
