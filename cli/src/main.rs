@@ -87,6 +87,11 @@ enum Command {
     ///
     /// Ends with 0 when a shell can be had, by whichever way.
     Doctor(client::doctor::Args),
+    /// Print a script that completes commands and flags in a shell
+    #[command(
+        after_help = "Examples:\n  underpass completions bash > ~/.local/share/bash-completion/completions/underpass\n  underpass completions zsh > ~/.zfunc/_underpass\n  underpass completions fish > ~/.config/fish/completions/underpass.fish\n  underpass completions powershell >> $PROFILE"
+    )]
+    Completions(client::completions::Args),
     /// Log in to a system that is not on this machine
     ///
     /// Opens the console in a browser, where a person who is signed in lets this program in; or
@@ -134,6 +139,7 @@ async fn main() -> ExitCode {
         Command::Dig(args) => client::dig::run(args).await,
         #[cfg(unix)]
         Command::Agent(command) => return ended(client::agent::run(command).await),
+        Command::Completions(args) => client::completions::run(&args, &mut Cli::command()),
         Command::Login(args) => client::login::run(args).await,
         Command::Logout(args) => client::login::logout(args).await,
         Command::Config(args) => client::config::run(&args),
@@ -156,8 +162,8 @@ fn parse() -> anyhow::Result<Cli> {
         command = settings.defaults_of(command);
     }
     let matches = command.get_matches();
-    // A person who runs a server has no need of a client's settings.
-    if matches.subcommand_matches("up").is_none() {
+    // These need none.
+    if !matches!(matches.subcommand_name(), Some("up" | "completions")) {
         settings?;
     }
     Cli::from_arg_matches(&matches).map_err(|error| error.exit())

@@ -75,3 +75,58 @@ fn a_reader_that_has_gone_is_no_panic() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(141));
 }
+
+/// A real shell, asked what it would complete.
+#[test]
+fn a_shell_completes_commands_and_flags() {
+    let home = tempfile::tempdir().expect("a directory");
+    let script = |shell: &str| {
+        let output = underpass(home.path(), &["completions", shell]).output();
+        stdout(output.expect("runs"))
+    };
+    let completed = |words: &str| {
+        let split: Vec<&str> = words.split(' ').collect();
+        let [.., before, last] = split[..] else {
+            panic!("two words at least");
+        };
+        let ask = format!(
+            "COMP_WORDS=({words}); COMP_CWORD={}; _underpass underpass {last} {before}; echo ${{COMPREPLY[@]}}",
+            split.len() - 1
+        );
+        let output = Command::new("bash")
+            .args([
+                "--noprofile",
+                "--norc",
+                "-c",
+                &(script("bash") + "\n" + &ask),
+            ])
+            .output();
+        stdout(output.expect("runs")).trim().to_owned()
+    };
+    assert_eq!(completed("underpass logi"), "login");
+    assert_eq!(completed("underpass ssh con"), "console config");
+    assert_eq!(completed("underpass wireguard websockets ena"), "enable");
+    assert_eq!(completed("underpass dig --webs"), "--websockets");
+    for shell in ["zsh", "fish", "powershell"] {
+        assert!(script(shell).contains("websockets"), "{shell}");
+    }
+}
+
+/// What flyctl's users type where UDP is lost, and what becomes of it.
+#[test]
+fn websockets_are_preferred_until_they_are_not() {
+    let home = tempfile::tempdir().expect("a directory");
+    let run = |words: &[&str]| stdout(underpass(home.path(), words).output().expect("runs"));
+    let file = home.path().join(".config/underpass/config.toml");
+    let said = run(&["wireguard", "websockets", "enable"]);
+    assert_eq!(said, "transport is websockets\n");
+    let text = fs::read_to_string(&file).expect("written");
+    assert_eq!(text, "transport = \"websockets\"\n");
+    let help = run(&["ping", "--help"]);
+    assert!(help.contains("[default: websockets]"), "{help}");
+    assert_eq!(
+        run(&["wireguard", "websockets", "disable"]),
+        "transport is auto\n"
+    );
+    assert_eq!(fs::read_to_string(&file).expect("written"), "");
+}

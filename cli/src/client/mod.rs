@@ -5,6 +5,7 @@ pub(crate) mod agent;
 pub(crate) mod apps;
 pub(crate) mod args;
 pub(crate) mod bridge;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod console;
 pub(crate) mod dig;

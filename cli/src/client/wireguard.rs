@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tunnel::PrivateKey;
 
-use crate::client::{self, args::Common};
+use crate::{
+    client::{self, args::Common},
+    settings::{self, Settings, Source},
+};
 
 /// Create, list and remove WireGuard peers.
 #[derive(clap::Subcommand, Debug)]
@@ -30,14 +33,32 @@ pub(crate) enum Command {
         common: Common,
     },
     /// List the peers of an organisation
+    #[command(after_help = "Example:\n  underpass wireguard list --json")]
     List(Common),
+    /// Have commands go through the relay's WebSocket alone, or not
+    #[command(subcommand)]
+    Websockets(Websockets),
     /// Remove a peer; its sessions end at once
+    #[command(after_help = "Example:\n  underpass wireguard remove laptop")]
     Remove {
         /// The peer's name
         name: String,
         #[command(flatten)]
         common: Common,
     },
+}
+
+/// How commands go where no flag says.
+#[derive(clap::Subcommand, Debug)]
+pub(crate) enum Websockets {
+    /// Use the relay's WebSocket alone from now on: for networks that lose UDP without saying so
+    ///
+    /// Sets `transport` in the settings; --udp and --transport count before it.
+    #[command(after_help = "Example:\n  underpass wireguard websockets enable")]
+    Enable,
+    /// Use UDP again where it gets through
+    #[command(after_help = "Example:\n  underpass wireguard websockets disable")]
+    Disable,
 }
 
 /// A peer as control leases it.
@@ -78,6 +99,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<()> {
             common,
         } => create(&name, file, overwrite, &common).await,
         Command::List(common) => list(&common).await,
+        Command::Websockets(wish) => prefer_websockets(matches!(wish, Websockets::Enable)),
         Command::Remove { name, common } => {
             let (api, org) = common.scope.open().await?;
             let path = format!("/api/v1/orgs/{org}/peers/{name}");
@@ -134,6 +156,21 @@ async fn create(
         println!(
             "hint: sudo wg-quick up {}",
             std::path::absolute(&path)?.display()
+        );
+    }
+    Ok(())
+}
+
+fn prefer_websockets(wish: bool) -> anyhow::Result<()> {
+    let mut settings = Settings::load()?;
+    let key = settings::key("transport")?;
+    settings.store(key, wish.then_some("websockets"))?;
+    let (value, source) = settings.value(key);
+    println!("transport is {}", value.unwrap_or_default());
+    if source == Source::Environment {
+        eprintln!(
+            "underpass: {} counts before the settings\nhint: unset it",
+            key.variable
         );
     }
     Ok(())
