@@ -228,13 +228,14 @@ impl Server {
                          proxy that inspects TLS; if `underpass up` was given another certificate, \
                          restart it"
                     ),
-                    other => self.unreachable(&other),
+                    other => unreachable(&self.url, &self.trust, &other),
                 })?;
                 self.ask(tls, method, path, body, session).await
             }
             None => {
                 let reached = carrier::reach(&self.url, Arc::clone(&self.tls)).await;
-                let stream = reached.map_err(|error| self.unreachable(&error))?;
+                let stream =
+                    reached.map_err(|error| unreachable(&self.url, &self.trust, &error))?;
                 self.ask(stream, method, path, body, session).await
             }
         }
@@ -291,24 +292,24 @@ impl Server {
             Err(_) => Err(not_ours(&self.url, head.status, &head.headers)),
         }
     }
+}
 
-    /// Why it cannot be reached, and what a person can type where a certificate is unknown.
-    fn unreachable(&self, error: &CarrierError) -> anyhow::Error {
-        let url = origin(&self.url);
-        let code = error.code();
-        if let CarrierError::TlsUntrusted { fingerprint, .. } = error
-            && self.trust == Trust::System
-        {
-            return anyhow!(
-                "{error} ({code})\nhint: compare it with the one that `underpass up` prints there; \
-                 where they are equal: underpass login {url} --cert-fingerprint {fingerprint}"
-            );
-        }
-        anyhow!(
-            "{url} cannot be reached: {error} ({code})\nhint: {}",
-            error.hint()
-        )
+/// Why a server cannot be reached, and what a person can type where its certificate is unknown.
+fn unreachable(url: &Url, trust: &Trust, error: &CarrierError) -> anyhow::Error {
+    let url = origin(url);
+    let code = error.code();
+    if let CarrierError::TlsUntrusted { fingerprint, .. } = error
+        && *trust == Trust::System
+    {
+        return anyhow!(
+            "{error} ({code})\nhint: compare it with the one that `underpass up` prints there; \
+             where they are equal: underpass login {url} --cert-fingerprint {fingerprint}"
+        );
     }
+    anyhow!(
+        "{url} cannot be reached: {error} ({code})\nhint: {}",
+        error.hint()
+    )
 }
 
 /// What a call brought.
@@ -398,4 +399,94 @@ fn plain(text: &str) -> String {
 /// `https://HOST:PORT`.
 pub(crate) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn up() -> Url {
+        Url::parse("https://up.example:8443").unwrap()
+    }
+
+    fn said(errors: &[anyhow::Error]) -> String {
+        let all: Vec<String> = errors.iter().map(crate::output::explained).collect();
+        all.join("\n\n")
+    }
+
+    #[test]
+    fn what_answers_in_place_of_control_is_said_to_be_that() {
+        let refused = |status: StatusCode, to: Option<&str>, body: &str| {
+            let mut headers = HeaderMap::new();
+            if let Some(to) = to {
+                headers.insert(header::LOCATION, HeaderValue::from_str(to).unwrap());
+            }
+            Refused::read(&up(), status, &headers, body.as_bytes()).error
+        };
+        let page = "<html>Welcome to the hotel";
+        insta::assert_snapshot!(said(&[
+            refused(
+                StatusCode::FOUND,
+                Some("http://login.hotel.example/?from=up"),
+                page
+            ),
+            refused(StatusCode::OK, None, page),
+            refused(StatusCode::FORBIDDEN, None, page),
+            refused(
+                StatusCode::CONFLICT,
+                None,
+                r#"{"error":{"code":"name_taken","message":"the name of a peer\u001b[31m is taken","hint":"choose another"}}"#,
+            ),
+        ]));
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told_with_what_to_do() {
+        let address = "192.0.2.7:8443".parse().unwrap();
+        let host = || "up.example".to_owned();
+        let errors = [
+            CarrierError::RelayName {
+                host: host(),
+                reason: "Temporary failure in name resolution".into(),
+            },
+            CarrierError::RelayUnreachable {
+                address,
+                reason: "Network is unreachable (os error 101)".into(),
+            },
+            CarrierError::RelayRefused { address },
+            CarrierError::TlsFailed {
+                host: host(),
+                reason: "received corrupt message of type InvalidContentType".into(),
+            },
+            CarrierError::TlsUntrusted {
+                host: host(),
+                reason: "nobody whom this machine knows signed it".into(),
+                fingerprint: "SHA256:AB:CD".into(),
+                hint: "compare",
+            },
+            CarrierError::TlsUntrusted {
+                host: host(),
+                reason: "it ended on 2026-11-19 12:00 UTC, and this machine's clock says 2026-11-20 12:00 UTC".into(),
+                fingerprint: "SHA256:AB:CD".into(),
+                hint: "set this machine's clock if it is wrong",
+            },
+        ];
+        let pinned = Trust::Fingerprint([7; 32]);
+        let trusts = [
+            &Trust::System,
+            &Trust::System,
+            &Trust::System,
+            &Trust::System,
+            &Trust::System,
+            &pinned,
+        ];
+        let errors: Vec<_> = errors
+            .iter()
+            .zip(trusts)
+            .map(|(error, trust)| unreachable(&up(), trust, error))
+            .collect();
+        insta::assert_snapshot!(said(&errors));
+    }
 }

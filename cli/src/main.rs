@@ -193,6 +193,26 @@ mod tests {
         insta::assert_snapshot!(text);
     }
 
+    /// Nobody learns a command from a list of flags.
+    #[test]
+    fn every_command_has_an_example() {
+        fn look(command: &clap::Command) {
+            let subs = || {
+                command
+                    .get_subcommands()
+                    .filter(|sub| sub.get_name() != "help")
+            };
+            subs().for_each(look);
+            let name = command.get_bin_name().unwrap_or_default();
+            let example = command.get_after_help().map(ToString::to_string);
+            let shown = example.is_some_and(|text| text.contains(name));
+            assert!(shown || subs().next().is_some(), "{name} has no example");
+        }
+        let mut command = Cli::command();
+        command.build();
+        look(&command);
+    }
+
     fn add_help(command: &mut clap::Command, text: &mut String) {
         let help = command.render_long_help();
         let name = command.get_bin_name().unwrap_or("underpass");

@@ -6,6 +6,7 @@ use crate::{api::Api, client::args::Common};
 
 /// List apps and their instances.
 #[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:\n  underpass apps\n  underpass apps --org demo --json")]
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use carrier::{Handle, Transport};
+use carrier::{CarrierError, Handle, Transport};
 use rustls_pki_types::ServerName;
 use serde::Serialize;
 use serde_json::json;
@@ -21,6 +21,9 @@ use crate::client::{
 
 /// Arguments of `doctor`.
 #[derive(clap::Args, Debug)]
+#[command(
+    after_help = "Examples:\n  underpass doctor\n  underpass doctor --json | jq '.findings[] | select(.ok | not)'"
+)]
 pub(crate) struct Args {
     /// Print JSON
     #[arg(long)]
@@ -100,8 +103,7 @@ async fn examine(args: &Args, report: &mut Report) {
     peer.release().await;
 }
 
-/// DNS, TCP and TLS of the relay; behind an HTTP proxy these are the proxy's affair, and what is
-/// wrong with them shows at the WebSocket.
+/// DNS, TCP and TLS of the relay; behind an HTTP proxy the first two are the proxy's affair.
 async fn outside(peer: &Peer, report: &mut Report) -> Option<()> {
     let (host, port) = report
         .step("relay", async {
@@ -115,7 +117,12 @@ async fn outside(peer: &Peer, report: &mut Report) -> Option<()> {
     if let Err(_) | Ok(Some(_)) = &proxy {
         let said = async {
             let proxy = proxy.map_err(|error| explain(&error))?.unwrap_or_default();
-            Ok(((), format!("HTTPS_PROXY names {proxy}")))
+            let reached = carrier::reach(&peer.relay()?, peer.tls()?).await;
+            reached.map_err(|error| explain(&error))?;
+            Ok((
+                (),
+                format!("{proxy} opens a way to {host}, and its certificate is trusted"),
+            ))
         };
         return report.step("proxy", said).await;
     }
@@ -141,12 +148,16 @@ async fn outside(peer: &Peer, report: &mut Report) -> Option<()> {
         .step("tls", async {
             let name = ServerName::try_from(bare.clone())?;
             let connector = tokio_rustls::TlsConnector::from(peer.tls()?);
-            let tls = connector.connect(name, stream).await.map_err(|error| {
-                anyhow!("{error}\nhint: something in between may present its own certificate, or this machine's clock is off")
-            })?;
+            let tls = connector.connect(name, stream).await;
+            let tls = tls.map_err(|error| explain(&CarrierError::of_tls(&bare, &error)))?;
             let (_, session) = tls.get_ref();
-            let version = session.protocol_version().and_then(|version| version.as_str());
-            Ok(((), format!("certificate trusted, {}", version.unwrap_or("TLS"))))
+            let version = session
+                .protocol_version()
+                .and_then(|version| version.as_str());
+            Ok((
+                (),
+                format!("certificate trusted, {}", version.unwrap_or("TLS")),
+            ))
         })
         .await
 }

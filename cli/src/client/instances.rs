@@ -6,8 +6,10 @@ use crate::{data_dir::DataDirArg, up};
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
     /// Stop an instance: its name is no longer answered, its SSH server ends
+    #[command(after_help = "Example:\n  underpass instances stop 5ddb7031779c9b")]
     Stop(Args),
     /// Start a stopped instance
+    #[command(after_help = "Example:\n  underpass instances start 5ddb7031779c9b")]
     Start(Args),
 }
 

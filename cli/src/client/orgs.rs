@@ -12,8 +12,12 @@ use crate::{
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
     /// List the organisations
+    #[command(after_help = "Example:\n  underpass orgs list --json")]
     List(Args),
     /// Create an organisation, with a private network and SSH CAs of its own
+    ///
+    /// For the owner of the data directory: works where `underpass up` runs.
+    #[command(after_help = "Example:\n  underpass orgs create acme")]
     Create {
         /// Its name: letters, digits and dashes
         name: String,

@@ -47,6 +47,7 @@ pub(crate) enum Command {
     ///
     /// The first command that needs a tunnel does so by itself; --no-agent or UNDERPASS_AGENT=off
     /// keeps it from that.
+    #[command(after_help = "Example:\n  underpass agent start --idle 3600")]
     Start {
         #[command(flatten)]
         idle: IdleArg,
@@ -55,6 +56,7 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Run it in the foreground
+    #[command(after_help = "Example:\n  UNDERPASS_LOG=info underpass agent run")]
     Run {
         #[command(flatten)]
         idle: IdleArg,
@@ -63,18 +65,21 @@ pub(crate) enum Command {
         detached: bool,
     },
     /// End it, and the sessions that go through it
+    #[command(after_help = "Example:\n  underpass agent stop")]
     Stop {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Say whether it runs, and which tunnels it keeps
+    #[command(after_help = "Example:\n  underpass agent status --json")]
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Print what it has written down
+    #[command(after_help = "Example:\n  underpass agent logs --follow")]
     Logs {
         /// Go on with what it writes
         #[arg(long, short)]

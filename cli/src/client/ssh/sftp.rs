@@ -61,6 +61,7 @@ pub(crate) enum Command {
         args: Args,
     },
     /// List a directory
+    #[command(after_help = "Example:\n  underpass ssh sftp ls -a web /var/log")]
     Ls {
         /// The directory there
         #[arg(default_value = ".")]
