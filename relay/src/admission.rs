@@ -27,6 +27,7 @@ pub(crate) struct Admission {
     origins: HashSet<String>,
     hosts: AllowedHosts,
     clock: fn() -> SystemTime,
+    flyctl: Option<Arc<Gateway>>,
 }
 
 /// A session that may be opened.
@@ -36,6 +37,8 @@ pub(crate) struct Admitted {
     pub(crate) token_id: Option<String>,
     /// The resume token that it comes with.
     pub(crate) resume: Option<String>,
+    /// It speaks flyctl's byte stream.
+    pub(crate) flyctl: bool,
 }
 
 /// A request that opens no session.
@@ -67,8 +70,11 @@ impl Admission {
             };
             (name.clone(), Arc::new(gateway))
         };
+        let gateways: HashMap<_, _> = config.gateways.iter().map(gateway).collect();
+        let of_flyctl = config.flyctl_gateway.as_ref();
         Admission {
-            gateways: config.gateways.iter().map(gateway).collect(),
+            flyctl: of_flyctl.and_then(|name| gateways.get(name).cloned()),
+            gateways,
             verifier: Verifier::new(config.token_keys.clone()),
             origins: config
                 .allowed_origins
@@ -80,21 +86,52 @@ impl Admission {
         }
     }
 
-    /// Judges a request for the tunnel to `gateway`.
-    pub(crate) fn judge(&self, gateway: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
+    /// Judges a request for flyctl's stream; none when it is not one, or there is no gateway for it.
+    /// flyctl names itself as its origin, by `wss:`; a page's origin is never that.
+    pub(crate) fn judge_flyctl(&self, headers: &HeaderMap) -> Option<Result<Admitted, Refusal>> {
+        let gateway = self.flyctl.as_ref()?;
+        let is_upgrade = has_word(headers, &header::UPGRADE, "websocket");
+        if !is_upgrade || headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL) {
+            return None;
+        }
+        let of_a_page = headers.get_all(header::ORIGIN).iter().any(|origin| {
+            !origin
+                .to_str()
+                .is_ok_and(|origin| origin.starts_with("wss:") || origin.starts_with("ws:"))
+        });
+        Some(match self.judge_upgrade(headers) {
+            Err(refusal) => Err(Refusal::Http(refusal)),
+            Ok(()) if of_a_page => Err(Refusal::Status(CloseCode::OriginRefused)),
+            Ok(()) => Ok(Admitted {
+                gateway: gateway.clone(),
+                token_id: None,
+                resume: None,
+                flyctl: true,
+            }),
+        })
+    }
+
+    /// Host, and the opening handshake of RFC 6455.
+    fn judge_upgrade(&self, headers: &HeaderMap) -> Result<(), HttpRefusal> {
         // A request has one Host header; with none or two it is nobody's.
         if !only(headers, &header::HOST).is_some_and(|host| self.hosts.allows(host)) {
-            return Err(Refusal::Http(HttpRefusal::Host));
+            return Err(HttpRefusal::Host);
         }
         if !has_word(headers, &header::CONNECTION, "upgrade")
             || !has_word(headers, &header::UPGRADE, "websocket")
             || !only(headers, &header::SEC_WEBSOCKET_KEY).is_some_and(is_key)
         {
-            return Err(Refusal::Http(HttpRefusal::NotAnUpgrade));
+            return Err(HttpRefusal::NotAnUpgrade);
         }
         if only(headers, &header::SEC_WEBSOCKET_VERSION) != Some("13") {
-            return Err(Refusal::Http(HttpRefusal::Version));
+            return Err(HttpRefusal::Version);
         }
+        Ok(())
+    }
+
+    /// Judges a request for the tunnel to `gateway`.
+    pub(crate) fn judge(&self, gateway: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
+        self.judge_upgrade(headers).map_err(Refusal::Http)?;
         let protocols: Vec<&str> = headers
             .get_all(header::SEC_WEBSOCKET_PROTOCOL)
             .iter()
@@ -138,6 +175,7 @@ impl Admission {
             gateway: gateway.clone(),
             token_id,
             resume,
+            flyctl: false,
         })
     }
 }
@@ -160,7 +198,10 @@ impl Rules {
 impl Refusal {
     /// The same refusal for a request that [`Admission::judge`] would admit.
     pub(crate) fn for_request(code: CloseCode, headers: &HeaderMap) -> Refusal {
-        if headers.contains_key(header::ORIGIN) {
+        // A client of flyctl's stream has an origin and no subprotocol.
+        let page = headers.contains_key(header::ORIGIN)
+            && headers.contains_key(header::SEC_WEBSOCKET_PROTOCOL);
+        if page {
             Refusal::Close(code)
         } else {
             Refusal::Status(code)
@@ -210,7 +251,7 @@ pub(crate) fn status_of(code: CloseCode) -> StatusCode {
         CloseCode::TokenInvalid | CloseCode::TokenExpired => StatusCode::UNAUTHORIZED,
         CloseCode::TokenWrongGateway | CloseCode::OriginRefused => StatusCode::FORBIDDEN,
         CloseCode::GatewayUnknown => StatusCode::NOT_FOUND,
-        CloseCode::TooManyFromSource => StatusCode::TOO_MANY_REQUESTS,
+        CloseCode::TooManyFromSource | CloseCode::TooManyOfToken => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

@@ -22,6 +22,8 @@ pub struct GatewayTarget {
 pub struct RelayConfig {
     /// Gateways by the name in `/v1/tunnel/{gateway}`.
     pub gateways: HashMap<String, GatewayTarget>,
+    /// The gateway of flyctl's byte stream on `/`; without one the stream is not served.
+    pub flyctl_gateway: Option<String>,
     /// Ed25519 public keys; a token is valid under any of them.
     pub token_keys: Vec<[u8; 32]>,
     /// Origins whose pages may open sessions, as a browser writes them: `https://host:port`.
@@ -41,6 +43,7 @@ impl RelayConfig {
     pub fn new() -> RelayConfig {
         RelayConfig {
             gateways: HashMap::new(),
+            flyctl_gateway: None,
             token_keys: Vec::new(),
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
@@ -68,11 +71,21 @@ pub struct Limits {
     pub sessions: usize,
     /// Sessions from one IPv4 address or one IPv6 /64.
     pub sessions_per_source: usize,
+    /// Sessions under tokens of one id.
+    pub sessions_per_token: usize,
+    /// What a session may send, and be sent, in a second, in bytes of datagrams; half a second's
+    /// worth at once. None is no limit.
+    pub bytes_per_second: Option<u32>,
+    /// The same in datagrams.
+    pub datagrams_per_second: Option<u32>,
     /// A session that is not proven by then is closed.
     pub unproven: Duration,
     /// So long a session whose connection was lost waits for its client to come back; with zero
     /// none does.
     pub resume: Duration,
+    /// After `shutdown`, sessions go on for a part of this time, each for another, and their
+    /// clients know for how long; with zero all of them end at once.
+    pub drain: Duration,
     /// A session without a datagram for this long is closed.
     pub idle: Duration,
     /// A client that sends no frame for this long is asked by a WebSocket ping.
@@ -95,8 +108,12 @@ impl Default for Limits {
         Limits {
             sessions: 10_000,
             sessions_per_source: 1_000,
+            sessions_per_token: 64,
+            bytes_per_second: None,
+            datagrams_per_second: None,
             unproven: Duration::from_secs(30),
             resume: Duration::from_secs(30),
+            drain: Duration::ZERO,
             idle: Duration::from_secs(600),
             ping_after: Duration::from_secs(30),
             silent: Duration::from_secs(75),

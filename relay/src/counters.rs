@@ -51,6 +51,8 @@ counters! {
     Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";
     HttpFailed, "http_failed", "HTTP connections that broke off, slow headers included.";
     RequestTimeout, "request_timeout", "Requests that were not answered in time, slow bodies included.";
+    CertificateLoaded, "certificate_loaded", "Certificates taken from changed files.";
+    CertificateRefused, "certificate_refused", "Changed files that hold no certificate and key that fit; the one before is kept.";
     // upgrades
     HostRefused, "host_refused", "Requests with a foreign Host header.";
     NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade.";
@@ -79,6 +81,7 @@ counters! {
     UpNotWireguard, "up_drop_not_wireguard", "From a client, dropped: not WireGuard in kind and length.";
     UpUnproven, "up_drop_unproven", "From a client, dropped: not before the session is proven.";
     UpInitiations, "up_drop_initiations", "From a client, dropped: handshake initiations over the rate.";
+    UpRate, "up_drop_rate", "From a client, dropped: over the rate of its session.";
     UpFull, "up_drop_full", "From a client, dropped: the queue was full; the oldest goes.";
     UpOld, "up_drop_old", "From a client, dropped: waited too long.";
     UpUnreachable, "up_drop_unreachable", "From a client, dropped: the gateway's host refused a datagram before it.";
@@ -88,6 +91,7 @@ counters! {
     DownEmpty, "down_drop_empty", "From a gateway, dropped: an empty datagram.";
     DownTooLarge, "down_drop_too_large", "From a gateway, dropped: over the largest record.";
     DownNotWireguard, "down_drop_not_wireguard", "From a gateway, dropped: not WireGuard in kind and length.";
+    DownRate, "down_drop_rate", "From a gateway, dropped: over the rate of its session.";
     DownFull, "down_drop_full", "From a gateway, dropped: the queue was full; the oldest goes.";
     DownOld, "down_drop_old", "From a gateway, dropped: waited too long.";
     DownEnded, "down_drop_ended", "From a gateway, dropped: waiting when the session ended.";

@@ -68,6 +68,14 @@ const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        name: "certificate_reloads_total",
+        help: "Certificate files that changed, by what came of it.",
+        of: &[
+            ("outcome=\"loaded\"", Counter::CertificateLoaded),
+            ("outcome=\"refused\"", Counter::CertificateRefused),
+        ],
+    },
+    Family {
         name: "http_failures_total",
         help: "HTTP connections and requests that failed, by reason.",
         of: &[
@@ -164,6 +172,7 @@ const FAMILIES: &[Family] = &[
                 "direction=\"up\",reason=\"initiations\"",
                 Counter::UpInitiations,
             ),
+            ("direction=\"up\",reason=\"rate\"", Counter::UpRate),
             ("direction=\"up\",reason=\"full\"", Counter::UpFull),
             ("direction=\"up\",reason=\"old\"", Counter::UpOld),
             (
@@ -184,6 +193,7 @@ const FAMILIES: &[Family] = &[
                 "direction=\"down\",reason=\"not_wireguard\"",
                 Counter::DownNotWireguard,
             ),
+            ("direction=\"down\",reason=\"rate\"", Counter::DownRate),
             ("direction=\"down\",reason=\"full\"", Counter::DownFull),
             ("direction=\"down\",reason=\"old\"", Counter::DownOld),
             ("direction=\"down\",reason=\"ended\"", Counter::DownEnded),

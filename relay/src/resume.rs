@@ -29,7 +29,7 @@ use crate::{
     counters::{Counter, Counters},
     proof::{Proof, Verdict},
     queue::Queue,
-    slots::Slot,
+    slots::SessionSlot,
     udp::Udp,
 };
 
@@ -41,7 +41,7 @@ pub(crate) struct Kept {
     pub(crate) started: Instant,
     /// What the gateway sent while the client was away.
     pub(crate) down: Queue,
-    pub(crate) slot: Option<Slot>,
+    pub(crate) slot: Option<SessionSlot>,
 }
 
 /// The sessions of a relay that can be resumed, by the first half of their tokens.

@@ -1,10 +1,14 @@
 //! The relay as a router: `GET /v1/tunnel/{gateway}`, upgraded to `underpass.v1`.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Path, Request, State},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -23,7 +27,7 @@ use crate::{
     counters::{Counter, Counters},
     resume::{Kept, Resumes},
     session,
-    slots::{NoSlot, Slot, Slots},
+    slots::{NoSlot, SessionSlot, Slots},
 };
 
 /// A relay: its rules, its limits and its open sessions. Clones are the same relay.
@@ -31,13 +35,19 @@ use crate::{
 pub struct Relay(Arc<Inner>);
 
 struct Inner {
-    admission: Admission,
-    limits: Limits,
+    rules: RwLock<Arc<Rules>>,
     counters: Arc<Counters>,
     slots: Arc<Slots>,
+    tokens: Arc<Slots<String>>,
     resumes: Arc<Resumes>,
     sessions: TaskTracker,
     shutdown: CancellationToken,
+}
+
+/// What a reload replaces, for the sessions from then on.
+struct Rules {
+    admission: Admission,
+    limits: Limits,
 }
 
 impl Relay {
@@ -48,14 +58,22 @@ impl Relay {
         shutdown: CancellationToken,
     ) -> Relay {
         Relay(Arc::new(Inner {
-            admission: Admission::new(config),
-            limits: config.limits,
+            rules: RwLock::new(Rules::new(config)),
             counters,
             slots: Slots::new(config.limits.sessions, config.limits.sessions_per_source),
+            tokens: Slots::new(usize::MAX, config.limits.sessions_per_token),
             resumes: Arc::default(),
             sessions: TaskTracker::new(),
             shutdown,
         }))
+    }
+
+    /// Takes another configuration for the sessions from now on: gateways, keys, hosts, origins and
+    /// what a session may use. Sessions that are open stay as they are; the limits on their number
+    /// stay those of the start.
+    pub fn reload(&self, config: &RelayConfig) {
+        let rules = Rules::new(config);
+        *self.0.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// Its counters.
@@ -76,11 +94,30 @@ impl Relay {
     }
 }
 
+impl Rules {
+    fn new(config: &RelayConfig) -> Arc<Rules> {
+        Arc::new(Rules {
+            admission: Admission::new(config),
+            limits: config.limits,
+        })
+    }
+}
+
 impl Inner {
-    fn slot(&self, client: SocketAddr) -> Result<Slot, CloseCode> {
-        self.slots.take(client.ip()).map_err(|none| match none {
+    fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn slot(&self, client: SocketAddr, admitted: &Admitted) -> Result<SessionSlot, CloseCode> {
+        let of_source = self.slots.take(client.ip()).map_err(|none| match none {
             NoSlot::InAll => CloseCode::TooManySessions,
             NoSlot::PerSource => CloseCode::TooManyFromSource,
+        })?;
+        let of_token = |id: &String| self.tokens.take_for(id.clone());
+        let of_token = admitted.token_id.as_ref().map(of_token).transpose();
+        Ok(SessionSlot {
+            _of_source: of_source,
+            _of_token: of_token.map_err(|_| CloseCode::TooManyOfToken)?,
         })
     }
 
@@ -117,26 +154,55 @@ async fn tunnel(
     State(relay): State<Relay>,
     Path(gateway): Path<String>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
-    mut request: Request,
+    request: Request,
 ) -> Response {
-    let relay = &relay.0;
-    let admitted = relay
-        .admission
-        .judge(&gateway, request.headers())
-        .and_then(|admitted| {
-            let refuse = |code| Refusal::for_request(code, request.headers());
-            if relay.shutdown.is_cancelled() {
-                return Err(refuse(CloseCode::Restarting));
-            }
-            // Who comes back has a slot already.
-            if relay.knows(&admitted) {
-                return Ok((admitted, None));
-            }
-            match relay.slot(client) {
-                Ok(slot) => Ok((admitted, Some(slot))),
-                Err(code) => Err(refuse(code)),
-            }
-        });
+    let rules = relay.0.rules();
+    let judged = rules.admission.judge(&gateway, request.headers());
+    open(&relay.0, rules.limits, client, request, judged)
+}
+
+/// flyctl's byte stream on `/`, in front of whatever else is served there. Without a gateway for
+/// it in the configuration nothing is changed.
+pub fn with_flyctl(app: Router, relay: Relay) -> Router {
+    app.layer(from_fn_with_state(relay, flyctl))
+}
+
+async fn flyctl(
+    State(relay): State<Relay>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let rules = relay.0.rules();
+    let is_ours = request.uri().path() == "/" && request.method() == http::Method::GET;
+    match rules.admission.judge_flyctl(request.headers()) {
+        Some(judged) if is_ours => open(&relay.0, rules.limits, client, request, judged),
+        _ => next.run(request).await,
+    }
+}
+
+/// Opens the session of a request that was judged, or says why there is none.
+fn open(
+    relay: &Arc<Inner>,
+    limits: Limits,
+    client: SocketAddr,
+    mut request: Request,
+    judged: Result<Admitted, Refusal>,
+) -> Response {
+    let admitted = judged.and_then(|admitted| {
+        let refuse = |code| Refusal::for_request(code, request.headers());
+        if relay.shutdown.is_cancelled() {
+            return Err(refuse(CloseCode::Restarting));
+        }
+        // Who comes back has a slot already.
+        if relay.knows(&admitted) {
+            return Ok((admitted, None));
+        }
+        match relay.slot(client, &admitted) {
+            Ok(slot) => Ok((admitted, Some(slot))),
+            Err(code) => Err(refuse(code)),
+        }
+    });
     let outcome = match admitted {
         Ok(admitted) => Ok(admitted),
         Err(Refusal::Close(code)) => Err(code),
@@ -157,18 +223,21 @@ async fn tunnel(
         return http_refusal(relay, HttpRefusal::NotAnUpgrade);
     };
     let accept = accept_key(key.as_bytes());
+    let stream = matches!(&outcome, Ok((admitted, _)) if admitted.flyctl);
     relay
         .sessions
-        .spawn(upgraded(relay.clone(), client, upgrade, outcome));
+        .spawn(upgraded(relay.clone(), limits, client, upgrade, outcome));
 
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(
-        header::SEC_WEBSOCKET_PROTOCOL,
-        HeaderValue::from_static(subprotocol::V1),
-    );
+    if !stream {
+        headers.insert(
+            header::SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static(subprotocol::V1),
+        );
+    }
     if let Ok(accept) = HeaderValue::try_from(accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
@@ -187,9 +256,10 @@ fn accept_key(key: &[u8]) -> String {
 /// Waits for the upgraded connection and runs its session, or tells why there is none.
 async fn upgraded(
     relay: Arc<Inner>,
+    limits: Limits,
     client: SocketAddr,
     upgrade: OnUpgrade,
-    outcome: Result<(Admitted, Option<Slot>), CloseCode>,
+    outcome: Result<(Admitted, Option<SessionSlot>), CloseCode>,
 ) {
     let Ok(connection) = upgrade.await else {
         relay.counters.count(Counter::UpgradeFailed);
@@ -200,7 +270,7 @@ async fn upgraded(
         Ok((admitted, slot)) => {
             let kept = relay.claim(&admitted).await;
             let slot = match (&kept, slot) {
-                (None, None) => match relay.slot(client) {
+                (None, None) => match relay.slot(client, &admitted) {
                     Ok(slot) => Some(slot),
                     Err(code) => {
                         relay.counters.refused(code);
@@ -210,16 +280,20 @@ async fn upgraded(
                 (_, slot) => slot,
             };
             let Admitted {
-                gateway, token_id, ..
+                gateway,
+                token_id,
+                flyctl,
+                ..
             } = admitted;
             let name = gateway.name.clone();
-            let resumable = !relay.limits.resume.is_zero();
+            let resumable = !flyctl && !limits.resume.is_zero();
             let register = || relay.resumes.register(&name, token_id.as_deref());
             let opening = session::Opening {
                 registered: resumable.then(register).flatten(),
                 gateway,
                 token: token_id.is_some(),
-                limits: relay.limits,
+                flyctl,
+                limits,
                 counters: relay.counters.clone(),
                 shutdown: relay.shutdown.clone(),
                 kept,

@@ -11,7 +11,7 @@ use http::{Request, StatusCode, header::CONNECTION};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use socket2::SockRef;
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -51,6 +51,10 @@ pub struct AcceptLimits {
     pub request_timeout: Duration,
     /// A client that acknowledges nothing, or keeps its window shut, for this long is gone.
     pub unacknowledged: Duration,
+    /// After `shutdown`, the listener lives on for this long and takes no new connection, so that
+    /// one that is being made is not refused: those that come meanwhile ask again, and find who
+    /// listens on the same port from then on. With zero it is closed at once.
+    pub hand_over: Duration,
     /// After `shutdown`, requests under way may take this long.
     pub grace: Duration,
     /// What the kernel may hold of a connection that it has not sent. A bounded queue does
@@ -71,6 +75,7 @@ impl Default for AcceptLimits {
             headers: 64,
             request_timeout: Duration::from_secs(30),
             unacknowledged: Duration::from_secs(60),
+            hand_over: Duration::ZERO,
             grace: Duration::from_secs(5),
             unsent_bytes: 16 * 1024,
         }
@@ -92,16 +97,28 @@ pub async fn serve(
         app,
         limits,
         counters,
-        shutdown: shutdown.clone(),
+        closing: CancellationToken::new(),
         cut_off: CancellationToken::new(),
     });
     let slots = Slots::new(limits.connections, limits.connections_per_source);
     let handshakes = Slots::new(limits.handshakes, limits.handshakes_per_source);
     let connections = TaskTracker::new();
+    let listener = Arc::new(listener);
+    let ending = {
+        let (listener, shutdown) = (Arc::clone(&listener), shutdown.clone());
+        async move {
+            shutdown.cancelled().await;
+            if !limits.hand_over.is_zero() {
+                take_no_more(&listener);
+                sleep(limits.hand_over).await;
+            }
+        }
+    };
+    let mut ending = Box::pin(ending);
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
             accepted = listener.accept() => accepted,
+            () = &mut ending => break,
         };
         let (tcp, client) = match accepted {
             Ok(accepted) => accepted,
@@ -140,7 +157,8 @@ pub async fn serve(
         };
         connections.spawn(Arc::clone(&server).connection(tcp, client, slot, handshake));
     }
-    drop(listener);
+    drop((ending, listener));
+    server.closing.cancel();
     connections.close();
     if timeout(limits.grace, connections.wait()).await.is_err() {
         server.cut_off.cancel();
@@ -153,7 +171,8 @@ struct Server {
     app: Router,
     limits: AcceptLimits,
     counters: Arc<Counters>,
-    shutdown: CancellationToken,
+    /// Connections end when they have nothing under way.
+    closing: CancellationToken,
     cut_off: CancellationToken,
 }
 
@@ -205,7 +224,7 @@ impl Server {
         let mut connection = std::pin::pin!(http.serve_connection(stream, service).with_upgrades());
         let served = tokio::select! {
             served = connection.as_mut() => served,
-            () = self.shutdown.cancelled() => {
+            () = self.closing.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     served = connection.as_mut() => served,
@@ -246,6 +265,51 @@ impl Server {
         }
     }
 }
+
+/// A listener that others may share: a process that takes over listens on the same port before
+/// the one before it stops.
+///
+/// # Errors
+/// When the address cannot be had, by a process of another user for example.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.ip().is_unspecified() && address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+const BACKLOG: i32 = 1024;
+
+/// The kernel drops what would begin a connection here: a client that is not answered asks again
+/// after a second. What has begun already goes on, and is accepted. Without it, connections that
+/// the kernel has made and nobody has accepted would be reset when the listener is closed.
+fn take_no_more(listener: &TcpListener) {
+    let filter = [
+        SockFilter::new(LOAD_BYTE, 0, 0, TCP_FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX >> 1),
+    ];
+    if let Err(error) = SockRef::from(listener).attach_filter(&filter) {
+        tracing::warn!(%error, "connections that are being made may be refused");
+    }
+}
+
+/// Classic BPF, from the TCP header on.
+const LOAD_BYTE: u16 = 0x30;
+const AND: u16 = 0x54;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+const TCP_FLAGS: u32 = 13;
+const SYN: u32 = 0x02;
+const ACK: u32 = 0x10;
 
 /// Why a TLS handshake failed.
 fn tls_failure(error: &io::Error) -> Counter {

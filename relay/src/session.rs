@@ -22,13 +22,15 @@ use crate::{
     config::Limits,
     counters::{Counter, Counters},
     resume::{Kept, Registered},
-    slots::Slot,
+    slots::SessionSlot,
 };
 
 /// What a session is opened with.
 pub(crate) struct Opening {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) token: bool,
+    /// It is flyctl's byte stream, which has no control messages.
+    pub(crate) flyctl: bool,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
     pub(crate) shutdown: CancellationToken,
@@ -36,7 +38,7 @@ pub(crate) struct Opening {
     pub(crate) registered: Option<Registered>,
     /// The session that goes on in this one.
     pub(crate) kept: Option<Kept>,
-    pub(crate) slot: Option<Slot>,
+    pub(crate) slot: Option<SessionSlot>,
 }
 
 /// How a session ended.
@@ -78,6 +80,7 @@ where
 {
     let counters = opening.counters.clone();
     let (limits, shutdown) = (opening.limits, opening.shutdown.clone());
+    let flyctl = opening.flyctl;
     counters.count(Counter::SessionsOpened);
     // Counted when this future is dropped too.
     let ended = Ended(counters.clone());
@@ -89,6 +92,7 @@ where
         kept,
         registered,
         newcomer,
+        told_to_leave,
     } = pump.into_rest();
     let parked = match (newcomer, kept, registered) {
         (Some(newcomer), Some(kept), _) => {
@@ -116,7 +120,12 @@ where
                 last_words(socket, &words).await;
             }
             End::Lost => drop(socket),
-            End::Close(code) => goodbye(socket, unwritten, code).await,
+            End::Close(code) if flyctl => {
+                let mut words = unwritten;
+                frame::push_close(&mut words, code as u16, code.reason());
+                last_words(socket, &words).await;
+            }
+            End::Close(code) => goodbye(socket, unwritten, code, told_to_leave).await,
         }
         drop(ended);
     };
@@ -139,6 +148,8 @@ struct Rest<S> {
     registered: Option<Registered>,
     /// Who has asked for it.
     newcomer: Option<oneshot::Sender<Kept>>,
+    /// The client knows already when to come back.
+    told_to_leave: bool,
 }
 
 /// Tells a client whose session is refused why, and closes.
@@ -146,20 +157,21 @@ pub(crate) async fn refuse<S>(socket: S, code: CloseCode)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    goodbye(socket, Vec::new(), code).await;
+    goodbye(socket, Vec::new(), code, false).await;
 }
 
 /// The last words take at most this long to leave, and the client's answer as long again.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Sends `closing` and the close frame.
-async fn goodbye<S>(socket: S, unwritten: Vec<u8>, code: CloseCode)
+async fn goodbye<S>(socket: S, unwritten: Vec<u8>, code: CloseCode, told_to_leave: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut words = unwritten;
-    if code == CloseCode::Restarting {
-        let retry_after_ms = retry_after_ms();
+    if code == CloseCode::Restarting && !told_to_leave {
+        // Clients that are sent away at once return over two seconds.
+        let retry_after_ms = (spread() * 2000.0) as u64;
         let draining = Control::Draining { retry_after_ms }.to_text();
         frame::push(&mut words, Opcode::Text, draining.as_bytes());
     }
@@ -191,10 +203,10 @@ where
     .await;
 }
 
-/// Clients that are sent away at once return over a second and a half.
-fn retry_after_ms() -> u64 {
-    let random = getrandom::u32().unwrap_or_default();
-    500 + u64::from(random % 1500)
+/// Between a quarter and one, at random.
+fn spread() -> f64 {
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    0.25 + 0.75 * f64::from(random) / f64::from(u32::MAX)
 }
 
 struct Ended(Arc<Counters>);

@@ -8,7 +8,7 @@ use std::{
     fmt, fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -16,6 +16,8 @@ use ring::digest::{SHA256, digest};
 use rustls::{
     CipherSuite, ServerConfig,
     crypto::{CryptoProvider, ring as provider},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
@@ -100,21 +102,73 @@ impl Certificate {
         self.chain.first()
     }
 
-    /// The configuration of the port: TLS 1.2 and 1.3, HTTP/1.1 alone.
+    /// The configuration of a port that presents this certificate and no other.
     ///
     /// # Errors
     /// When the key does not fit the certificate.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        Identity::new(self)?.server_config()
+    }
+
+    fn certified(&self) -> Result<Arc<CertifiedKey>, TlsError> {
+        let (chain, key) = (self.chain.clone(), self.key.clone_key());
+        let certified = CertifiedKey::from_der(chain, key, &preferred_provider())?;
+        Ok(Arc::new(certified))
+    }
+}
+
+/// The certificate that a port presents, which can be replaced under way: handshakes from then on
+/// see the new one, connections that stand notice nothing.
+pub struct Identity(RwLock<Arc<CertifiedKey>>);
+
+impl Identity {
+    /// Presents this certificate.
+    ///
+    /// # Errors
+    /// When the key does not fit the certificate.
+    pub fn new(certificate: &Certificate) -> Result<Arc<Identity>, TlsError> {
+        Ok(Arc::new(Identity(RwLock::new(certificate.certified()?))))
+    }
+
+    /// Presents another from now on.
+    ///
+    /// # Errors
+    /// When its key does not fit; the one before is presented still.
+    pub fn replace(&self, certificate: &Certificate) -> Result<(), TlsError> {
+        let certified = certificate.certified()?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
+    }
+
+    /// The configuration of the port: TLS 1.2 and 1.3, HTTP/1.1 alone.
+    ///
+    /// # Errors
+    /// Without randomness for tickets.
+    pub fn server_config(self: &Arc<Identity>) -> Result<Arc<ServerConfig>, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(preferred_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
-            .with_single_cert(self.chain.clone(), self.key.clone_key())?;
+            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.ignore_client_order = has_aes();
         // Tickets keep resumption without memory per client.
         config.ticketer = provider::Ticketer::new()?;
         config.send_tls13_tickets = 1;
         Ok(Arc::new(config))
+    }
+}
+
+impl ResolvesServerCert for Identity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let certified = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Arc::clone(&certified))
+    }
+}
+
+/// The key is not shown.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity")
     }
 }
 
@@ -386,6 +440,11 @@ mod tests {
         Certificate::load_or_make(&other, &[], at(0)).unwrap();
         let mixed = Certificate::load(&chain, &other.join("key.pem")).unwrap();
         assert!(matches!(mixed.server_config(), Err(TlsError::Unusable(_))));
+        let identity = Identity::new(&loaded).unwrap();
+        assert!(matches!(
+            identity.replace(&mixed),
+            Err(TlsError::Unusable(_))
+        ));
         assert!(!format!("{mixed:?}").contains("key"));
         let bad = Certificate::load_or_make(&other, &["é".into()], at(0));
         assert!(matches!(bad, Err(TlsError::Make(_))));

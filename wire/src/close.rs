@@ -85,6 +85,9 @@ close_codes! {
     TooManyFromSource = 4016, "too_many_from_source",
         "Too many sessions come from this network address.",
         "Close sessions that are not needed, or try again in a minute.";
+    TooManyOfToken = 4017, "too_many_of_token",
+        "Too many sessions are open under this relay token.",
+        "Close sessions that are not needed; each process has a lease, and a token, of its own.";
     // the life of a session
     SlowClient = 4020, "slow_client",
         "The client did not take data in time.",
@@ -139,6 +142,7 @@ mod tests {
         4014 origin_refused
         4015 too_many_sessions
         4016 too_many_from_source
+        4017 too_many_of_token
         4020 slow_client
         4021 client_silent
         4022 idle

@@ -254,6 +254,9 @@ limits! {
     NotWireguard, "not_wireguard",
         "Some of what was sent is not WireGuard and is dropped.",
         "This relay carries WireGuard alone; check what is behind the bridge.";
+    Rate, "rate",
+        "More than this relay carries for one session in a second; the rest is dropped.",
+        "Send slower, or ask who runs the relay for more.";
     Overload, "overload",
         "More arrives than passes; the oldest data is dropped.",
         "Send slower; the transport inside the tunnel does so by itself.";

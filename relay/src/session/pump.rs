@@ -19,13 +19,13 @@ use tokio::{
 };
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use wire::{
-    CloseCode, Control, Limit,
+    CloseCode, Control, Limit, flyctl,
     frame::{self, Decoder, Event, FrameError, Opcode, Peer},
     record,
     wireguard::Kind,
 };
 
-use super::{End, Opening, Rest};
+use super::{End, Opening, Rest, spread};
 use crate::{
     admission::Gateway,
     config::Limits,
@@ -33,8 +33,9 @@ use crate::{
     pool,
     proof::{self, Proof, Verdict},
     queue::Queue,
+    rate::Rate,
     resume::{Kept, Registered},
-    slots::Slot,
+    slots::SessionSlot,
     udp::{Batch, Sent, Udp, is_unreachable},
 };
 
@@ -42,6 +43,9 @@ use crate::{
 pub(super) struct Pump<S> {
     socket: S,
     decoder: Decoder,
+    /// What messages hold is flyctl's byte stream, not records.
+    flyctl: bool,
+    stream: flyctl::Stream,
     /// The message that is being filled, while `filled` counts its records; then what is left to
     /// write of it, while `writing`. It begins at `out_at`.
     out: Vec<u8>,
@@ -52,6 +56,8 @@ pub(super) struct Pump<S> {
     limits: Limits,
     counters: Arc<Counters>,
     proof: Proof,
+    up_rate: Rate,
+    down_rate: Rate,
     /// Waits for the gateway's socket; empty nearly always. The next try is at `up_again`.
     up: Queue,
     up_again: Duration,
@@ -83,9 +89,12 @@ pub(super) struct Pump<S> {
     last_ping: Duration,
     tally: Tally,
     timer: Pin<Box<Sleep>>,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// None once it has come.
+    shutdown: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// The relay drains: this session is closed then, and its client knows.
+    leaves: Option<Duration>,
     registered: Option<Registered>,
-    slot: Option<Slot>,
+    slot: Option<SessionSlot>,
     /// Another connection goes on with the session, and waits for it here.
     newcomer: Option<oneshot::Sender<Kept>>,
 }
@@ -115,6 +124,8 @@ const LONG: Duration = Duration::from_millis(2);
 const LEAST_MESSAGE: usize = 4 * 1024;
 /// Turns before other sessions get theirs.
 const TURNS: usize = 8;
+/// A message for flyctl: its library's own limit is 32 KB.
+const FLYCTL_MESSAGE: usize = 16 * 1024;
 /// Control messages that may wait.
 const NOTICES: usize = 32;
 /// The furthest that a deadline is looked ahead.
@@ -127,6 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         let Opening {
             gateway,
             token,
+            flyctl,
             limits,
             counters,
             shutdown,
@@ -146,7 +158,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         let now = started.elapsed();
         let (udp, proof, down, slot) = match kept {
             None => {
-                let proof = Proof::new(gateway.mac1.clone(), token, limits.unproven);
+                // flyctl connects long before it has something to say.
+                let deadline = if flyctl { limits.idle } else { limits.unproven };
+                let proof = Proof::new(gateway.mac1.clone(), token, deadline);
                 (None, proof, Queue::new(queue, queue_age), slot)
             }
             Some(kept) => {
@@ -156,12 +170,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         };
         let mut pump = Pump {
             socket,
-            decoder: Decoder::new(Peer::Client, record::MAX_MESSAGE),
+            decoder: if flyctl {
+                Decoder::of_bytes(Peer::Client, record::MAX_MESSAGE)
+            } else {
+                Decoder::new(Peer::Client, record::MAX_MESSAGE)
+            },
+            flyctl,
+            stream: flyctl::Stream::default(),
             out: Vec::new(),
             out_at: 0,
             filled: 0,
             udp,
             proof,
+            up_rate: Rate::new(&limits, now),
+            down_rate: Rate::new(&limits, now),
             gateway,
             up: Queue::new(queue, queue_age),
             down,
@@ -170,7 +192,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             last_answer: None,
             limits,
             counters,
-            notices: VecDeque::from([(Opcode::Text, hello.to_text().into_bytes())]),
+            // Nothing may be said to flyctl before it has spoken, and no control ever.
+            notices: if flyctl {
+                VecDeque::new()
+            } else {
+                VecDeque::from([(Opcode::Text, hello.to_text().into_bytes())])
+            },
             pong: None,
             frame_pong: None,
             told: Vec::new(),
@@ -185,7 +212,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             last_ping: now,
             tally: Tally::default(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            shutdown: Box::pin(shutdown.cancelled_owned()),
+            shutdown: Some(Box::pin(shutdown.cancelled_owned())),
+            leaves: None,
             registered,
             slot,
             newcomer: None,
@@ -196,8 +224,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
-        if self.shutdown.as_mut().poll(context).is_ready() {
-            return Poll::Ready(End::Close(CloseCode::Restarting));
+        let shutdown = self.shutdown.as_mut();
+        if shutdown.is_some_and(|it| it.as_mut().poll(context).is_ready()) {
+            self.shutdown = None;
+            if self.limits.drain.is_zero() {
+                return Poll::Ready(End::Close(CloseCode::Restarting));
+            }
+            self.drain();
         }
         let registered = self.registered.as_mut();
         if let Some(Poll::Ready(newcomer)) = registered.map(|it| it.poll_asked(context)) {
@@ -255,6 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             kept,
             registered: self.registered,
             newcomer: self.newcomer,
+            told_to_leave: self.leaves.is_some(),
         }
     }
 
@@ -337,6 +371,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     ) -> Result<(), End> {
         self.last_heard = now;
         match event {
+            Event::Binary(message) if self.flyctl => self.handle_stream(now, message, batch),
             Event::Binary(message) => {
                 let records = record::records(message).map_err(|error| {
                     End::Close(match error {
@@ -368,6 +403,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         }
     }
 
+    fn handle_stream(
+        &mut self,
+        now: Duration,
+        mut bytes: &[u8],
+        batch: &mut Batch,
+    ) -> Result<(), End> {
+        let mut stream = std::mem::take(&mut self.stream);
+        let mut handled = Ok(());
+        while handled.is_ok() {
+            match stream.decode(&mut bytes) {
+                Ok(Some(flyctl::Event::Keepalive)) => {}
+                Ok(Some(flyctl::Event::Datagram(datagram))) => {
+                    handled = self.handle_client_datagram(now, datagram, batch);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    handled = Err(End::Close(match error {
+                        flyctl::StreamError::TooLong(_) => CloseCode::RecordTooLarge,
+                        flyctl::StreamError::Magic => CloseCode::RecordMalformed,
+                    }));
+                }
+            }
+        }
+        stream.rest();
+        self.stream = stream;
+        handled
+    }
+
     fn handle_client_datagram(
         &mut self,
         now: Duration,
@@ -382,6 +445,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.counters.count(Counter::SessionsProven);
         }
         let (dropped, close) = match verdict {
+            Verdict::Pass(_) if !self.up_rate.take(now, datagram.len()) => {
+                self.counters.count(Counter::UpRate);
+                self.tell(now, Limit::Rate);
+                return Ok(());
+            }
             Verdict::Pass(_) => {
                 self.last_datagram = now;
                 if !batch.push(datagram) {
@@ -571,6 +639,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.unreachable = false;
             self.tell_at_once(Limit::GatewayReachable);
         }
+        if !self.down_rate.take(now, datagram.len()) {
+            self.counters.count(Counter::DownRate);
+            self.tell(now, Limit::Rate);
+            return Ok(());
+        }
         // Straight into the message, as long as nothing waits before it.
         if self.down.is_empty() && !self.writing && (self.filled > 0 || self.notices.is_empty()) {
             if self.fill(datagram) {
@@ -601,11 +674,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         }
         let limit = if self.backlogged {
             self.message
+        } else if self.flyctl {
+            FLYCTL_MESSAGE
         } else {
             record::MAX_MESSAGE
         };
-        let fits = self.out.len() + record::HEADER + datagram.len() <= limit;
-        if !(fits || self.filled == 0) || record::push(&mut self.out, datagram).is_err() {
+        let fits = self.out.len() + flyctl::HEADER + datagram.len() <= limit;
+        if !(fits || self.filled == 0) {
+            return false;
+        }
+        let pushed = if self.flyctl {
+            flyctl::push(&mut self.out, datagram)
+        } else {
+            record::push(&mut self.out, datagram).is_ok()
+        };
+        if !pushed {
             return false;
         }
         self.filled += 1;
@@ -617,7 +700,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if self.filled == 0 {
             return;
         }
-        let (header, length) = frame::header(Opcode::Binary, self.out.len() - frame::MAX_HEADER);
+        // flyctl takes text alone, whatever is in it.
+        let opcode = if self.flyctl {
+            Opcode::Text
+        } else {
+            Opcode::Binary
+        };
+        let (header, length) = frame::header(opcode, self.out.len() - frame::MAX_HEADER);
         self.out_at = frame::MAX_HEADER - length;
         self.out[self.out_at..frame::MAX_HEADER].copy_from_slice(&header[..length]);
         self.counters.add(Counter::DownSent, self.filled);
@@ -714,6 +803,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if now >= self.last_datagram.saturating_add(self.limits.idle) {
             return close(CloseCode::Idle);
         }
+        if self.leaves.is_some_and(|at| now >= at) {
+            return close(CloseCode::Restarting);
+        }
         if self.ask_error.is_some_and(|at| now >= at) {
             self.ask_error = None;
             if self.udp.as_ref().and_then(Udp::take_error).is_some() {
@@ -738,6 +830,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             Some(self.next_ping()),
             (!self.up.is_empty()).then_some(self.up_again),
             self.ask_error,
+            self.leaves,
         ]
         .into_iter()
         .flatten()
@@ -748,6 +841,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         self.last_heard
             .max(self.last_ping)
             .saturating_add(self.limits.ping_after)
+    }
+
+    /// Tells the client when it will have to go, which is at another moment for each, so that they
+    /// do not all return in one. Until then the session goes on.
+    fn drain(&mut self) {
+        let wait = self.limits.drain.mul_f64(spread());
+        self.leaves = Some(self.started.elapsed() + wait);
+        let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let draining = Control::Draining { retry_after_ms }.to_text();
+        self.notice(Opcode::Text, draining.into_bytes());
     }
 
     fn gateway_unreachable(&mut self, now: Duration) {
@@ -776,6 +879,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     fn notice(&mut self, opcode: Opcode, payload: Vec<u8>) {
+        if self.flyctl {
+            return;
+        }
         if self.notices.len() < NOTICES {
             self.notices.push_back((opcode, payload));
         } else {

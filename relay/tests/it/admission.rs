@@ -299,3 +299,87 @@ async fn sessions_are_limited_per_source() {
         .await;
     fixture.client().await;
 }
+
+#[tokio::test]
+async fn sessions_are_limited_per_token() {
+    let fixture = fixture_with(|config, _| config.limits.sessions_per_token = 2).await;
+    let first = fixture.client().await;
+    let _second = fixture.client().await;
+    let token = good_token();
+    let program = Dial {
+        token: Some(&token),
+        ..Dial::default()
+    };
+    assert_eq!(
+        refused(&fixture, program).await,
+        (429, "too_many_of_token".to_owned())
+    );
+    let page = Dial {
+        page_token: Some(&token),
+        origin: Some(ORIGIN),
+        ..Dial::default()
+    };
+    let mut websocket = fixture.dial(page).await.unwrap();
+    closed(&mut websocket, CloseCode::TooManyOfToken).await;
+    // Another token, and none, are other people's.
+    let other = token_for(&signer(1), "gw1", "other", 3600);
+    let other = Dial {
+        token: Some(&other),
+        ..Dial::default()
+    };
+    let _other = fixture.open(other).await;
+    let _nobody = fixture.open(Dial::default()).await;
+    drop(first);
+    fixture
+        .until("a free slot", |counters| counters.sessions() == 3)
+        .await;
+    fixture.client().await;
+}
+
+/// Over its rate a session loses the rest, is told once, and goes on.
+#[tokio::test]
+async fn rates_are_limited_per_session() {
+    let fixture = fixture_with(|config, _| {
+        config.limits.datagrams_per_second = Some(40);
+        config.limits.bytes_per_second = Some(1 << 20);
+    })
+    .await;
+    let (mut websocket, client) = fixture.proven().await;
+    // The initiation was one of the twenty that may come at once.
+    let many: Vec<Vec<u8>> = (0..60).map(data).collect();
+    send(
+        &mut websocket,
+        &many.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+    )
+    .await;
+    assert_eq!(control(&mut websocket).await, Control::limited(Limit::Rate));
+    fixture
+        .until("the rest is lost", |it| it.get(Counter::UpRate) >= 35)
+        .await;
+    for mark in 0..19 {
+        assert_eq!(fixture.at_gateway().await.0, data(mark), "the first pass");
+    }
+    let dropped = fixture.count(Counter::UpRate);
+    // The way down has a rate of its own.
+    for mark in 0..60 {
+        fixture.gateway.try_send_to(&data(mark), client).unwrap();
+    }
+    let mut got = Vec::new();
+    while got.len() < 20 {
+        got.extend(datagrams(&mut websocket).await);
+    }
+    assert_eq!(got[..20], (0..20).map(data).collect::<Vec<_>>());
+    fixture
+        .until("lost on the way down", |it| it.get(Counter::DownRate) >= 35)
+        .await;
+    // Other sessions have theirs, and this one has more in a while.
+    let (mut other, _) = fixture.proven().await;
+    send(&mut other, &[&data(1)]).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    send(&mut websocket, &[&data(99)]).await;
+    fixture
+        .until("both arrive", |it| it.get(Counter::UpSent) >= 23)
+        .await;
+    assert_eq!(fixture.count(Counter::UpRate), dropped, "not one more");
+    fixture.assert_adds_up();
+}

@@ -99,7 +99,7 @@ async fn at_the_end_everybody_is_told() {
         let [Control::Draining { retry_after_ms }] = before[..] else {
             panic!("{before:?}")
         };
-        assert!((500..2000).contains(&retry_after_ms));
+        assert!((500..=2000).contains(&retry_after_ms));
     }
     drop(clients);
     timeout(SOON, fixture.relay.closed())

@@ -5,9 +5,13 @@ mod admission;
 #[cfg(test)]
 mod carry;
 #[cfg(test)]
+mod flyctl;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod life;
+#[cfg(test)]
+mod restart;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]

@@ -12,8 +12,11 @@ use boringtun::{
 };
 use futures_util::{SinkExt, StreamExt};
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::ServerName;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -28,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use underpass_relay::{
     AcceptLimits, Counter, Counters, GatewayTarget, Relay, RelayConfig, router, serve,
     tls::{Certificate, preferred_provider},
+    with_flyctl,
 };
 use wire::{CloseCode, Control, PublicKey, record, subprotocol, token};
 
@@ -48,8 +52,8 @@ pub(crate) struct Fixture {
     pub(crate) relay: Relay,
     pub(crate) shutdown: CancellationToken,
     pub(crate) served: tokio::task::JoinHandle<()>,
+    pub(crate) config: RelayConfig,
     tls: TlsConnector,
-    _data: tempfile::TempDir,
 }
 
 pub(crate) async fn fixture() -> Fixture {
@@ -69,6 +73,19 @@ pub(crate) async fn fixture_of(
 ) -> Fixture {
     let data = tempfile::tempdir().unwrap();
     let certificate = Certificate::load_or_make(data.path(), &[], now()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.leaf().unwrap().clone()).unwrap();
+    let mut fixture = fixture_over(certificate.server_config().unwrap(), app, change).await;
+    fixture.tls = connector(roots);
+    fixture
+}
+
+/// With another identity, that the fixture's own clients do not trust.
+pub(crate) async fn fixture_over(
+    tls: Arc<rustls::ServerConfig>,
+    app: axum::Router,
+    change: impl FnOnce(&mut RelayConfig, &mut AcceptLimits),
+) -> Fixture {
     let gateway = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let gateway_secret = x25519::StaticSecret::from([3; 32]);
     let mut config = RelayConfig::new();
@@ -87,6 +104,8 @@ pub(crate) async fn fixture_of(
         },
     );
     config.token_keys = vec![signer(1).public_key().as_ref().try_into().unwrap()];
+    // The clients of a test have one token.
+    config.limits.sessions_per_token = 1000;
     config.allowed_origins = vec![ORIGIN.into()];
     config.allowed_hosts = vec!["localhost".into(), "127.0.0.1".into()];
     let mut limits = AcceptLimits::default();
@@ -99,20 +118,13 @@ pub(crate) async fn fixture_of(
     let relay = Relay::new(&config, counters.clone(), shutdown.clone());
     let served = tokio::spawn(serve(
         listener,
-        certificate.server_config().unwrap(),
-        app.merge(router(relay.clone())),
+        tls,
+        with_flyctl(app.merge(router(relay.clone())), relay.clone()),
         limits,
         counters.clone(),
         shutdown.clone(),
     ));
 
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate.leaf().unwrap().clone()).unwrap();
-    let tls = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     Fixture {
         address,
         gateway,
@@ -121,9 +133,18 @@ pub(crate) async fn fixture_of(
         relay,
         shutdown,
         served,
-        tls: TlsConnector::from(Arc::new(tls)),
-        _data: data,
+        config,
+        tls: connector(RootCertStore::empty()),
     }
+}
+
+fn connector(roots: RootCertStore) -> TlsConnector {
+    let tls = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    TlsConnector::from(Arc::new(tls))
 }
 
 impl Fixture {
@@ -136,16 +157,41 @@ impl Fixture {
             .unwrap()
     }
 
-    /// A client that does not trust the certificate.
-    pub(crate) async fn refused_by_client(&self) {
-        let strict = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+    /// TLS with whatever certificate is there.
+    pub(crate) async fn tls_of_anyone(&self) -> TlsStream<TcpStream> {
+        let tls = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(RootCertStore::empty())
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
             .with_no_client_auth();
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let refused = TlsConnector::from(Arc::new(strict)).connect(name, tcp);
+        TlsConnector::from(Arc::new(tls))
+            .connect(name, tcp)
+            .await
+            .unwrap()
+    }
+
+    /// The same as [`Fixture::proven`], over that.
+    pub(crate) async fn proven_by_anyone(&self) -> (WebSocket, SocketAddr) {
+        let url = format!("wss://localhost:{}/v1/tunnel/gw1", self.address.port());
+        let mut request = url.into_client_request().unwrap();
+        let headers = request.headers_mut();
+        headers.insert("sec-websocket-protocol", subprotocol::V1.parse().unwrap());
+        let tls = self.tls_of_anyone().await;
+        let mut websocket = self.upgrade(request, tls).await.unwrap();
+        control(&mut websocket).await;
+        send(&mut websocket, &[&initiation(self.gateway_key())]).await;
+        let (_, from) = self.at_gateway().await;
+        (websocket, from)
+    }
+
+    /// A client that does not trust the certificate.
+    pub(crate) async fn refused_by_client(&self) {
+        let tcp = TcpStream::connect(self.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let refused = connector(RootCertStore::empty()).connect(name, tcp);
         assert!(refused.await.is_err());
     }
 
@@ -186,7 +232,15 @@ impl Fixture {
         if let Some(origin) = dial.origin {
             headers.insert("origin", origin.parse().unwrap());
         }
-        let (websocket, response) = client_async(request, self.tls().await).await?;
+        self.upgrade(request, self.tls().await).await
+    }
+
+    async fn upgrade(
+        &self,
+        request: http::Request<()>,
+        tls: TlsStream<TcpStream>,
+    ) -> Result<WebSocket, Error> {
+        let (websocket, response) = client_async(request, tls).await?;
         assert_eq!(
             response.headers()["sec-websocket-protocol"],
             subprotocol::V1
@@ -197,12 +251,7 @@ impl Fixture {
 
     /// Sends bytes over TLS and reads the answer to its end.
     pub(crate) async fn exchange(&self, request: &str) -> String {
-        let mut tls = self.tls().await;
-        tls.write_all(request.as_bytes()).await.unwrap();
-        tls.flush().await.unwrap();
-        let mut answer = Vec::new();
-        let _ = timeout(SOON, tls.read_to_end(&mut answer)).await.unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
+        exchange_over(self.tls().await, request).await
     }
 
     /// A raw WebSocket: upgraded by hand, so that any bytes can follow.
@@ -288,6 +337,7 @@ impl Fixture {
                 UpNotWireguard,
                 UpUnproven,
                 UpInitiations,
+                UpRate,
                 UpFull,
                 UpOld,
                 UpUnreachable,
@@ -304,6 +354,7 @@ impl Fixture {
                 DownEmpty,
                 DownTooLarge,
                 DownNotWireguard,
+                DownRate,
                 DownFull,
                 DownOld,
                 DownEnded
@@ -311,6 +362,57 @@ impl Fixture {
             "{:?}",
             self.counters
         );
+    }
+}
+
+/// Sends bytes and reads the answer to its end.
+pub(crate) async fn exchange_over(mut tls: TlsStream<TcpStream>, request: &str) -> String {
+    tls.write_all(request.as_bytes()).await.unwrap();
+    tls.flush().await.unwrap();
+    let mut answer = Vec::new();
+    let _ = timeout(SOON, tls.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Trusts whoever is there: what is presented is looked at.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let provider = preferred_provider();
+        provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
