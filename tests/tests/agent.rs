@@ -6,6 +6,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
         process::CommandExt,
     },
     path::PathBuf,
@@ -418,6 +419,72 @@ fn another_user_is_refused() {
     assert_eq!(output.status.code(), Some(1), "{output}");
     assert!(output.stderr.contains("\nhint: "), "{output}");
     nix::unistd::chown(&place.file(""), Some(0.into()), None).expect("an owner");
+}
+
+/// Nothing that is said on the socket ends the agent or keeps others waiting.
+#[test]
+fn strange_words_and_silence_are_borne() {
+    let system = System::start();
+    let place = Place::new(&system);
+    place.run(&["agent", "start"]).ok();
+    let pid = place.pid();
+    let dial = || UnixStream::connect(place.file("agent.sock")).expect("a connection");
+    let frame = |length: u32, body: &[u8]| {
+        let mut frame = b"undrpas\x01".to_vec();
+        frame.extend_from_slice(&length.to_be_bytes());
+        frame.extend_from_slice(body);
+        frame
+    };
+    let mut silent: Vec<UnixStream> = (0..100).map(|_| dial()).collect();
+    for words in [
+        noise(1)[..65_536].to_vec(),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        frame(u32::MAX, b""),
+        frame(2, b"{}"),
+        frame(16, br#"{"do":"overturn"}"#),
+        frame(
+            53,
+            br#"{"do":"connect","tunnel":1,"host":"","port":70000,"class":"bulk"}"#,
+        ),
+        frame(300_000, &[b'['; 300_000]),
+    ] {
+        let mut stranger = dial();
+        stranger
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("a limit");
+        // The agent may have hung up before all of it was said.
+        let _ = stranger.write_all(&words);
+        let mut answer = Vec::new();
+        let _ = stranger.read_to_end(&mut answer);
+        assert!(answer.is_empty(), "{:?}", String::from_utf8_lossy(&answer));
+    }
+    // Another version hears a number, and nothing else.
+    let mut later = dial();
+    later
+        .write_all(b"undrpas\x07and more")
+        .expect("it is heard");
+    let mut answer = Vec::new();
+    // What was not read of the rest resets the connection.
+    let _ = later.read_to_end(&mut answer);
+    assert_eq!(answer, b"undrpas\x01");
+    // A tunnel that nobody opened.
+    let mut guess = dial();
+    let body = br#"{"do":"sign","tunnel":1,"data":"AA=="}"#;
+    guess
+        .write_all(&frame(u32::try_from(body.len()).expect("short"), body))
+        .expect("it is heard");
+    let mut answer = String::new();
+    guess.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("tunnel_gone"), "{answer}");
+
+    place.run(&["dig", "web.internal"]).ok();
+    assert_eq!(place.pid(), pid);
+    // Those who say nothing are let go.
+    let first = silent.first_mut().expect("one");
+    first
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("a limit");
+    assert_eq!(first.read(&mut [0; 1]).expect("the end"), 0);
 }
 
 /// An agent of a later version: it says so and hangs up.
