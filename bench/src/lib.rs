@@ -9,7 +9,9 @@
     reason = "a measurement reads the clock: all of this drives"
 )]
 
+pub mod bulk;
 pub mod client;
+pub mod instance;
 pub mod load;
 pub mod path;
 pub mod server;
@@ -71,4 +73,16 @@ pub fn myself(role: &[&str]) -> anyhow::Result<process::Command> {
     let mut command = process::Command::new(std::env::current_exe()?);
     command.args(role);
     Ok(command)
+}
+
+/// The middle one, or NaN of none.
+pub fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// A figure with so many digits after the point.
+pub fn round(figure: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (figure * scale).round() / scale
 }

@@ -108,7 +108,10 @@ impl Setup<'_> {
             .arg(&data_dir);
         match self.namespace {
             Some((_, address)) => {
-                let listen = format!("{address}:8443");
+                let listen = match address.contains(':') {
+                    true => format!("[{address}]:8443"),
+                    false => format!("{address}:8443"),
+                };
                 command.args(["--demo-expose", address, "--listen", &listen]);
             }
             None => {
@@ -266,6 +269,11 @@ impl System {
     /// Whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.process.0.try_wait(), Ok(None))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
     }
 
     /// Asks the process to end; its exit status.

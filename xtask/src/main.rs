@@ -59,7 +59,7 @@ enum Command {
     },
     /// Measure side by side against what a user would pick instead
     ///
-    /// Example: cargo xtask bench tunnel --json
+    /// Example: cargo xtask bench client --json
     Bench {
         /// Which one: a binary of `bench/`
         name: String,

@@ -2,7 +2,10 @@
 //!
 //! As root nothing is asked; otherwise the one command to type is printed.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 
@@ -41,6 +44,9 @@ const TEST: &[Tool] = &[
 
 /// The version of cargo-deny that `deny.toml` is written for.
 const CARGO_DENY: &str = "0.20.2";
+
+/// The version that the figures of `docs/client.md` are of.
+const ONETUN: &str = "0.3.10";
 
 /// All that any command needs.
 pub(crate) fn everything(root: &Path) -> anyhow::Result<()> {
@@ -125,6 +131,24 @@ fn cargo_deny(root: &Path) -> anyhow::Result<()> {
     }
     let install = format!("cargo install --locked --quiet cargo-deny@{CARGO_DENY}");
     sh::run(&mut sh::line(root, &install))
+}
+
+/// What the client is measured beside, installed where nothing else looks for it.
+pub(crate) fn onetun(root: &Path) -> anyhow::Result<PathBuf> {
+    let tools = root.join("target/bench-tools");
+    let program = tools.join("bin/onetun");
+    let version = sh::read(&mut sh::command(
+        root,
+        &[program.as_os_str(), "--version".as_ref()],
+    ));
+    if !version.is_ok_and(|text| text.contains(ONETUN)) {
+        let package = format!("onetun@{ONETUN}");
+        let install = [
+            "cargo", "install", "--locked", "--quiet", "--force", &package, "--root",
+        ];
+        sh::run(sh::command(root, &install).arg(&tools))?;
+    }
+    Ok(program)
 }
 
 /// Installs the npm packages of each folder whose lock file is newer than what lies there.

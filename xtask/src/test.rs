@@ -96,7 +96,7 @@ fn build(root: &Path) -> anyhow::Result<()> {
     ))
 }
 
-/// Runs a measurement of `bench/`, optimised.
+/// Runs a measurement of `bench/`, optimised, and with it the programs that it measures.
 pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     let dir = root.join("bench");
     let source = dir.join("src/bin").join(format!("{name}.rs"));
@@ -117,7 +117,16 @@ pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     }
     let json = if json { "--json" } else { "" };
     let run = format!("cargo run --quiet --release --bin {name} -- {json}");
-    sh::run_with_output(&mut sh::line(&dir, &run))
+    let mut run = sh::line(&dir, &run);
+    if name != "relay" {
+        let build = "cargo build --quiet --release --package underpass";
+        sh::run(&mut sh::line(root, build))?;
+        run.env(BINARY, root.join("target/release/underpass"));
+    }
+    if name == "client" {
+        run.env("ONETUN", setup::onetun(root)?);
+    }
+    sh::run_with_output(&mut run)
 }
 
 /// Where the tests look for the binary they drive.
