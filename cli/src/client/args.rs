@@ -5,7 +5,7 @@ use url::Url;
 
 use crate::{
     api::{self, Api},
-    client::{Org, list},
+    client::{Org, list, ssh::target::choose},
     credentials::{Credentials, Login},
     data_dir::{DataDir, DataDirArg},
     settings::{self, Settings, Source},
@@ -117,14 +117,10 @@ impl OrgArg {
             return Ok(org.clone());
         }
         let orgs: Vec<Org> = list(api).await?;
-        let mut names: Vec<String> = orgs.into_iter().map(|org| org.name).collect();
-        match names.len() {
-            0 => bail!("there is no organisation yet\nhint: underpass orgs create NAME"),
-            1 => Ok(names.remove(0)),
-            _ => bail!(
-                "which organisation?\nhint: --org with one of {}",
-                names.join(", ")
-            ),
+        if orgs.is_empty() {
+            bail!("there is no organisation yet\nhint: underpass orgs create NAME");
         }
+        let chosen = choose("organisation", "--org", &orgs, |org| org.name.clone())?;
+        Ok(chosen.name.clone())
     }
 }

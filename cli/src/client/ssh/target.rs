@@ -72,7 +72,7 @@ impl TargetArgs {
 }
 
 /// The only one of `items`, or the one that a person chooses.
-fn choose<'a, T>(
+pub(crate) fn choose<'a, T>(
     what: &str,
     flag: &str,
     items: &'a [T],
