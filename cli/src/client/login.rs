@@ -74,8 +74,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => kept.and_then(|login| login.fingerprint.clone()),
     };
     let trust = match &fingerprint {
-        Some(fingerprint) => Trust::fingerprint(fingerprint)
-            .map_err(|error| anyhow!("{error}\nhint: {}", error.hint()))?,
+        Some(fingerprint) => Trust::fingerprint(fingerprint).map_err(|_| {
+            anyhow!(
+                "{fingerprint:?} is no fingerprint\n\
+                 hint: give the 64 hex digits that `underpass up` prints as TLS SHA-256"
+            )
+        })?,
         None => Trust::System,
     };
     let server = Server::new(url.clone(), None, trust)?;
