@@ -11,6 +11,8 @@ mod client;
 mod credentials;
 mod data_dir;
 mod platform;
+#[cfg(server)]
+mod relay_role;
 mod settings;
 #[cfg_attr(not(server), path = "no_server.rs")]
 mod up;
@@ -37,6 +39,13 @@ enum Command {
     /// Run the whole system in one process: control, relay, gateway, names and the console
     #[cfg(server)]
     Up(up::Args),
+    /// Run a relay alone, for gateways that are elsewhere
+    ///
+    /// Several may serve one fleet behind any TCP load balancer. On SIGTERM it drains: another one
+    /// that listens on the same port already takes over. On SIGHUP, and when they change, the
+    /// configuration and the certificate are read again.
+    #[cfg(server)]
+    Relay(relay_role::Args),
     /// Print a fresh URL of the browser console
     Console(client::console::Args),
     /// List and create organisations
@@ -131,6 +140,8 @@ async fn main() -> ExitCode {
     let outcome = match cli.command {
         #[cfg(server)]
         Command::Up(args) => Box::pin(up::run(args)).await,
+        #[cfg(server)]
+        Command::Relay(args) => Box::pin(relay_role::run(args)).await,
         Command::Console(args) => client::console::run(args).await,
         Command::Orgs(command) => client::orgs::run(command).await,
         Command::Apps(args) => client::apps::run(args).await,

@@ -218,7 +218,11 @@ async fn run(shared: Arc<Shared>, first: Dialled, to_driver: mpsc::Sender<Incomi
             failures = 0;
         }
         dialled = loop {
-            let wait = drain.take().unwrap_or_else(|| retry_in(failures, &error));
+            let wait = match drain.take() {
+                // The relay said it a while before it went.
+                Some(at) => at.saturating_duration_since(Instant::now()),
+                None => retry_in(failures, &error),
+            };
             failures += 1;
             tracing::debug!(code = error.code(), ?wait, "the relay's connection is down");
             let down = Incoming::Down {
@@ -273,7 +277,7 @@ async fn session(
     dialled: Dialled,
     to_driver: &mpsc::Sender<Incoming>,
     resume: &mut Option<String>,
-    drain: &mut Option<Duration>,
+    drain: &mut Option<Instant>,
 ) -> Option<CarrierError> {
     let Dialled {
         socket,
@@ -300,7 +304,7 @@ async fn read(
     to_driver: &mpsc::Sender<Incoming>,
     idle: Duration,
     resume: &mut Option<String>,
-    drain: &mut Option<Duration>,
+    drain: &mut Option<Instant>,
 ) -> Option<CarrierError> {
     let ping_every = PING_EVERY.min(idle / 3);
     let mut last_words = None;
@@ -372,7 +376,8 @@ async fn read(
                     }
                 }
                 Ok(Control::Draining { retry_after_ms }) => {
-                    *drain = Some(Duration::from_millis(retry_after_ms).min(MAX_DRAIN_WAIT));
+                    let wait = Duration::from_millis(retry_after_ms).min(MAX_DRAIN_WAIT);
+                    *drain = Some(Instant::now() + wait);
                 }
                 Ok(closing @ Control::Closing { .. }) => last_words = Some(closing),
                 Err(error) => {

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// An origin whose pages may use the API and embed the console; may be given again
     #[arg(long = "allow-origin", value_name = "ORIGIN")]
     origins: Vec<String>,
-    /// A TLS certificate chain [default: a self-signed one, kept in the data directory]
+    /// A TLS certificate chain, read again when it changes [default: a self-signed one, kept in the data directory]
     #[arg(long, value_name = "PEM", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The key of --tls-cert
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Where to forward names outside .internal [default: the first nameserver of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS:PORT")]
     dns_upstream: Option<SocketAddr>,
+    /// Serve flyctl's WebSocket stream on /, too
+    #[arg(long)]
+    flyctl: bool,
     /// Where to serve /metrics, /healthz and /readyz in cleartext, loopback for example [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -70,6 +73,7 @@ pub(crate) struct Config {
     pub(crate) origins: Vec<String>,
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     pub(crate) dns_upstream: Option<SocketAddr>,
+    pub(crate) flyctl: bool,
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) json: bool,
 }
@@ -137,6 +141,7 @@ impl Args {
             origins: self.origins.clone(),
             tls: self.tls_cert.clone().zip(self.tls_key.clone()),
             dns_upstream: self.dns_upstream.or_else(system_nameserver),
+            flyctl: self.flyctl,
             metrics_listen: self.metrics_listen,
             json: self.json,
         })

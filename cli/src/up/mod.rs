@@ -9,11 +9,18 @@ mod report;
 use std::{collections::HashMap, io::IsTerminal, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use anyhow::Context;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use control::{Control, GatewayInfo, Hosts, Store};
 use gateway::{PeerRecord, Peers, PeersUnavailable};
 use names::Names;
-use relay::{AcceptLimits, GatewayTarget, Relay, RelayConfig, tls::Certificate};
-use tokio::net::{TcpListener, UdpSocket};
+use relay::{
+    AcceptLimits, CertificateFiles, GatewayTarget, Relay, RelayConfig,
+    tls::{Certificate, Identity},
+};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::Notify,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tunnel::PrivateKey;
 use wire::PublicKey;
@@ -118,6 +125,7 @@ impl Up {
         let relay = Relay::new(
             &RelayConfig {
                 gateways: HashMap::from([(GATEWAY.to_owned(), target)]),
+                flyctl_gateway: config.flyctl.then(|| GATEWAY.to_owned()),
                 token_keys: vec![control.signer().public_key()],
                 allowed_origins: hosts
                     .iter()
@@ -152,10 +160,20 @@ impl Up {
         let app = page
             .merge(relay::router(relay.clone()))
             .merge(control::router(Arc::clone(&control)));
+        let identity = Identity::new(&certificate)?;
+        if let Some((chain, key)) = config.tls.clone() {
+            tasks.spawn(relay::keep_certificate(
+                Arc::clone(&identity),
+                CertificateFiles { chain, key },
+                hang_up()?,
+                Arc::clone(relay.counters()),
+                stop.clone(),
+            ));
+        }
         tasks.spawn(relay::serve(
             tcp,
-            certificate.server_config()?,
-            app,
+            identity.server_config()?,
+            relay::with_flyctl(app, relay.clone()),
             AcceptLimits::default(),
             Arc::clone(relay.counters()),
             stop.clone(),
@@ -186,6 +204,7 @@ impl Up {
             console_url: console_url(&url, login_token(&store)?.token.reveal()),
             relay_url: format!("{relay_url}/v1/tunnel/{GATEWAY}"),
             gateway: info,
+            relay_token_key: STANDARD.encode(control.signer().public_key()),
             fingerprint: certificate.fingerprint().to_string(),
             self_signed: config.tls.is_none(),
             data_dir: dir.path().to_owned(),
@@ -299,7 +318,11 @@ fn random() -> anyhow::Result<[u8; 32]> {
     Ok(bytes)
 }
 
-fn bind<S>(address: SocketAddr, flag: &str, bound: std::io::Result<S>) -> anyhow::Result<S> {
+pub(crate) fn bind<S>(
+    address: SocketAddr,
+    flag: &str,
+    bound: std::io::Result<S>,
+) -> anyhow::Result<S> {
     bound.map_err(|error| {
         let port = SocketAddr::new(address.ip(), 0);
         anyhow::anyhow!("cannot listen on {address}: {error}\nhint: stop what listens there, or say {flag} {port}")
@@ -307,7 +330,7 @@ fn bind<S>(address: SocketAddr, flag: &str, bound: std::io::Result<S>) -> anyhow
 }
 
 /// Cancelled by the first Ctrl-C or SIGTERM; the second ends the process.
-fn stop_signal() -> anyhow::Result<CancellationToken> {
+pub(crate) fn stop_signal() -> anyhow::Result<CancellationToken> {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (
@@ -327,7 +350,21 @@ fn stop_signal() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-fn log_to_stderr() {
+/// Says when SIGHUP comes.
+pub(crate) fn hang_up() -> anyhow::Result<Arc<Notify>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signal = signal(SignalKind::hangup())?;
+    let said = Arc::new(Notify::new());
+    let say = Arc::clone(&said);
+    tokio::spawn(async move {
+        while signal.recv().await.is_some() {
+            say.notify_one();
+        }
+    });
+    Ok(said)
+}
+
+pub(crate) fn log_to_stderr() {
     use tracing_subscriber::{EnvFilter, fmt};
     let filter = EnvFilter::try_from_env("UNDERPASS_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,boringtun=off"));

@@ -14,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) console_url: String,
     pub(crate) relay_url: String,
     pub(crate) gateway: GatewayInfo,
+    /// What another relay verifies tokens with, in base64.
+    pub(crate) relay_token_key: String,
     pub(crate) fingerprint: String,
     pub(crate) self_signed: bool,
     pub(crate) data_dir: PathBuf,
@@ -57,6 +59,7 @@ impl Report {
                 "endpoint": self.gateway.endpoint,
                 "public_key": self.gateway.public_key,
             },
+            "relay_token_key": self.relay_token_key,
             "fingerprint": self.fingerprint,
             "data_dir": self.data_dir,
             "org": self.demo.as_ref().map(|demo| &demo.org),

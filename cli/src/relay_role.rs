@@ -1,0 +1,376 @@
+//! `underpass relay`: the relay alone, in front of gateways that are elsewhere.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, anyhow, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use relay::{
+    AcceptLimits, CertificateFiles, Counters, GatewayTarget, Limits, Relay, RelayConfig,
+    tls::Identity,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wire::PublicKey;
+
+use crate::up::{bind, hang_up, log_to_stderr, stop_signal};
+
+/// Run a relay alone.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:
+  underpass relay --config /etc/underpass/relay.toml
+  underpass relay --config relay.toml --check          say what is wrong with it, and end
+
+A configuration:
+  listen = \"[::]:443\"
+  hosts = [\"relay.example.com\"]
+  origins = [\"https://console.example.com\"]
+  token_keys = [\"...\"]                # `relay_token_key` of `underpass up --json`
+  metrics_listen = \"127.0.0.1:9100\"
+  [tls]
+  certificate = \"/etc/underpass/chain.pem\"
+  key = \"/etc/underpass/key.pem\"
+  [gateways.local]
+  endpoint = \"192.0.2.1:51820\"
+  public_key = \"...\"")]
+pub(crate) struct Args {
+    /// What it serves, in TOML
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Read the configuration and the certificate, say what is wrong, and end
+    #[arg(long)]
+    check: bool,
+    /// Print one line of JSON on stdout when ready, and nothing else there
+    #[arg(long)]
+    json: bool,
+}
+
+/// The configuration as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    listen: SocketAddr,
+    metrics_listen: Option<SocketAddr>,
+    hosts: Vec<String>,
+    #[serde(default)]
+    origins: Vec<String>,
+    #[serde(default)]
+    token_keys: Vec<String>,
+    flyctl_gateway: Option<String>,
+    drain_seconds: Option<u64>,
+    tls: WrittenTls,
+    gateways: HashMap<String, WrittenGateway>,
+    #[serde(default)]
+    limits: WrittenLimits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenTls {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenGateway {
+    endpoint: SocketAddr,
+    public_key: PublicKey,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenLimits {
+    sessions: Option<usize>,
+    sessions_per_source: Option<usize>,
+    sessions_per_token: Option<usize>,
+    bytes_per_second: Option<u32>,
+    datagrams_per_second: Option<u32>,
+    idle_seconds: Option<u64>,
+}
+
+/// What it means.
+#[derive(Debug)]
+struct Config {
+    listen: SocketAddr,
+    metrics_listen: Option<SocketAddr>,
+    tls: CertificateFiles,
+    relay: RelayConfig,
+}
+
+/// A listener that is given up takes no new connection for so long before it is closed: what was
+/// being made is made.
+const HAND_OVER: Duration = Duration::from_millis(300);
+/// Sessions leave over this time.
+const DRAIN: Duration = Duration::from_secs(5);
+const SHOWN: &str = "hint: `underpass relay --help` shows a configuration";
+/// How often the configuration is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Runs until Ctrl-C or SIGTERM, and then until the last session has left.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    let identity = Identity::new(&config.tls.load()?)?;
+    if args.check {
+        println!("{} is fine", args.config.display());
+        return Ok(());
+    }
+    log_to_stderr();
+    let stop = stop_signal()?;
+    let hang_up = hang_up()?;
+    let listener = bind(config.listen, "listen =", relay::listen(config.listen))?;
+    let listen = listener.local_addr()?;
+    let counters = Arc::new(Counters::new());
+    let (accepting, sessions, drained) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
+    let relay = Relay::new(&config.relay, Arc::clone(&counters), sessions.clone());
+    let tasks = TaskTracker::new();
+    let mut metrics = None;
+    if let Some(address) = config.metrics_listen {
+        let admin = TcpListener::bind(address).await;
+        let admin = bind(address, "metrics_listen =", admin)?;
+        metrics = Some(admin.local_addr()?);
+        tasks.spawn(relay::serve_admin(admin, relay.clone(), drained.clone()));
+    }
+    let certificate_too = Arc::new(Notify::new());
+    tasks.spawn(relay::keep_certificate(
+        Arc::clone(&identity),
+        config.tls.clone(),
+        Arc::clone(&certificate_too),
+        Arc::clone(&counters),
+        accepting.clone(),
+    ));
+    tasks.spawn(keep_configuration(
+        args.config.clone(),
+        relay.clone(),
+        hang_up,
+        certificate_too,
+        accepting.clone(),
+    ));
+    let limits = AcceptLimits {
+        hand_over: HAND_OVER,
+        // Every session may have a connection, and some are on their way.
+        connections: config.relay.limits.sessions + config.relay.limits.sessions / 5,
+        connections_per_source: config.relay.limits.sessions_per_source.saturating_mul(2),
+        ..AcceptLimits::default()
+    };
+    tasks.spawn(relay::serve(
+        listener,
+        identity.server_config()?,
+        relay::with_flyctl(relay::router(relay.clone()), relay.clone()),
+        limits,
+        counters,
+        accepting.clone(),
+    ));
+    ready(&args, listen, metrics)?;
+
+    stop.cancelled().await;
+    eprintln!("draining");
+    accepting.cancel();
+    sleep(HAND_OVER).await;
+    sessions.cancel();
+    relay.closed().await;
+    drained.cancel();
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+/// Takes the configuration again when SIGHUP comes and when its file has changed. One that cannot
+/// be used changes nothing.
+async fn keep_configuration(
+    file: PathBuf,
+    relay: Relay,
+    hang_up: Arc<Notify>,
+    certificate_too: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    let changed = |file: &Path| -> Option<(SystemTime, u64)> {
+        let about = fs::metadata(file).ok()?;
+        Some((about.modified().ok()?, about.len()))
+    };
+    let mut seen = changed(&file);
+    loop {
+        let asked = tokio::select! {
+            () = stop.cancelled() => return,
+            asked = timeout(LOOK, hang_up.notified()) => asked.is_ok(),
+        };
+        let state = changed(&file);
+        if asked {
+            certificate_too.notify_one();
+        } else if state == seen {
+            continue;
+        }
+        seen = state;
+        match Config::load(&file) {
+            Ok(config) => {
+                relay.reload(&config.relay);
+                eprintln!("{} is loaded", file.display());
+            }
+            Err(error) => eprintln!("the configuration before is kept: {error:#}"),
+        }
+    }
+}
+
+fn ready(args: &Args, listen: SocketAddr, metrics: Option<SocketAddr>) -> anyhow::Result<()> {
+    let text = if args.json {
+        json!({ "listen": listen, "metrics": metrics }).to_string()
+    } else {
+        let metrics = metrics.map_or_else(String::new, |it| format!(", metrics on {it}"));
+        format!("The relay is up on {listen}{metrics}. Ctrl-C drains and stops it.")
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+impl Config {
+    fn load(file: &Path) -> anyhow::Result<Config> {
+        let text = fs::read_to_string(file)
+            .map_err(|error| anyhow!("cannot read {}: {error}\n{SHOWN}", file.display()))?;
+        Config::parse(&text).with_context(|| file.display().to_string())
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Config> {
+        let written: Written = toml::from_str(text).map_err(|error| anyhow!("{error}{SHOWN}"))?;
+        ensure!(
+            !written.gateways.is_empty(),
+            "it serves no gateway\nhint: add [gateways.NAME] with endpoint and public_key"
+        );
+        ensure!(
+            !written.hosts.is_empty(),
+            "it answers under no name\nhint: hosts = [\"relay.example.com\"]"
+        );
+        for name in written.gateways.keys() {
+            let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+            ensure!(
+                !name.is_empty() && name.chars().all(plain),
+                "{name:?} cannot stand in a URL\nhint: letters, digits, and - _ ."
+            );
+        }
+        if let Some(name) = &written.flyctl_gateway {
+            ensure!(
+                written.gateways.contains_key(name),
+                "flyctl_gateway names {name}, which is no gateway here\nhint: one of [gateways.NAME]"
+            );
+        }
+        let gateway = |(name, it): (String, WrittenGateway)| {
+            let target = GatewayTarget {
+                endpoint: it.endpoint,
+                public_key: it.public_key,
+            };
+            (name, target)
+        };
+        let mut relay = RelayConfig {
+            gateways: written.gateways.into_iter().map(gateway).collect(),
+            flyctl_gateway: written.flyctl_gateway,
+            token_keys: written
+                .token_keys
+                .iter()
+                .map(|key| token_key(key))
+                .collect::<anyhow::Result<_>>()?,
+            allowed_origins: written.origins,
+            allowed_hosts: written.hosts,
+            ..RelayConfig::new()
+        };
+        let of = &written.limits;
+        let usual = Limits::default();
+        relay.limits = Limits {
+            sessions: of.sessions.unwrap_or(usual.sessions),
+            sessions_per_source: of.sessions_per_source.unwrap_or(usual.sessions_per_source),
+            sessions_per_token: of.sessions_per_token.unwrap_or(usual.sessions_per_token),
+            bytes_per_second: of.bytes_per_second,
+            datagrams_per_second: of.datagrams_per_second,
+            idle: of.idle_seconds.map_or(usual.idle, Duration::from_secs),
+            drain: written.drain_seconds.map_or(DRAIN, Duration::from_secs),
+            ..usual
+        };
+        Ok(Config {
+            listen: written.listen,
+            metrics_listen: written.metrics_listen,
+            tls: CertificateFiles {
+                chain: written.tls.certificate,
+                key: written.tls.key,
+            },
+            relay,
+        })
+    }
+}
+
+fn token_key(text: &str) -> anyhow::Result<[u8; 32]> {
+    let bytes = STANDARD.decode(text).ok();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .with_context(|| {
+            format!("{text:?} is no token key\nhint: `relay_token_key` of `underpass up --json`")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        listen = "127.0.0.1:443"
+        hosts = ["relay.example.com"]
+        token_keys = ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="]
+        drain_seconds = 2
+        [tls]
+        certificate = "chain.pem"
+        key = "key.pem"
+        [gateways.local]
+        endpoint = "192.0.2.1:51820"
+        public_key = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="
+        [limits]
+        sessions_per_token = 3
+    "#;
+
+    #[test]
+    fn a_configuration_is_read() {
+        let config = Config::parse(GOOD).unwrap();
+        assert_eq!(config.relay.token_keys, [[1; 32]]);
+        let gateway = &config.relay.gateways["local"];
+        assert_eq!(gateway.public_key, PublicKey([7; 32]));
+        let limits = config.relay.limits;
+        assert_eq!(
+            (limits.sessions_per_token, limits.drain),
+            (3, Duration::from_secs(2))
+        );
+        assert_eq!(limits.sessions, Limits::default().sessions);
+        assert_eq!(config.metrics_listen, None);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_with_a_hint() {
+        for (from, to) in [
+            ("hosts = [\"relay.example.com\"]", "hosts = []"),
+            ("AQEBAQEB", "AQE"),
+            ("[gateways.local]", "[gateways.\"a/b\"]"),
+            ("drain_seconds = 2", "drain_second = 2"),
+            ("192.0.2.1:51820", "gateway.example"),
+            ("drain_seconds = 2", "flyctl_gateway = \"other\""),
+            ("listen = ", "listens = "),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert_ne!(text, GOOD);
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            assert!(error.contains("hint: "), "{to}: {error}");
+        }
+    }
+}
