@@ -275,10 +275,15 @@ fn a_request_that_cannot_be_met() {
     };
 
     said.notes("no app named, and there are two", console(&[]));
-    said.notes(
-        "no instance named, and there are two",
-        console(&["-a", "web", "-s"]),
-    );
+    // In the order of their names, which differ from run to run.
+    let output = run(console(&["-a", "web", "-s"]), b"", LIMIT);
+    let asked = "underpass: which instance?\nhint: -A with one of ";
+    assert_eq!(output.status.code(), Some(255), "{output}");
+    assert!(output.stderr.starts_with(asked), "{output}");
+    for instance in &app.instances {
+        let choice = format!("{}.vm.web.internal  {}", instance.id, instance.region);
+        assert!(output.stderr.contains(&choice), "{output}");
+    }
     said.notes("no such app", console(&["-a", "nowhere"]));
     said.notes(
         "no such app to choose from",
