@@ -66,7 +66,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut settings = Settings::load()?;
     let mut credentials = Credentials::load(&settings)?;
     let typed = args.url.as_deref().map(Address::parse).transpose()?;
-    let pasted = args.token.as_deref().map(read_token).transpose()?;
+    let pasted = match &args.token {
+        Some(source) => Some(Box::pin(read_token(source)).await?),
+        None => None,
+    };
     let (url, token) = choose(typed, pasted, &settings)?;
     let kept = credentials.of(&url);
     let fingerprint = match args.cert_fingerprint {
@@ -215,7 +218,7 @@ fn choose(
 }
 
 /// A token, or a console address that holds one, from where nobody else reads along.
-fn read_token(source: &str) -> anyhow::Result<Address> {
+async fn read_token(source: &str) -> anyhow::Result<Address> {
     ensure!(
         !source.starts_with("uplt_"),
         "a token among a command's words can be read by everybody on this machine\nhint: --token - reads it from standard input"
@@ -223,7 +226,7 @@ fn read_token(source: &str) -> anyhow::Result<Address> {
     let mut text = Zeroizing::new(String::new());
     if source == "-" && io::stdin().is_terminal() {
         eprint!("Login token or console address: ");
-        *text = platform::hidden_line()?;
+        *text = platform::hidden_line().await?;
     } else if source == "-" {
         let read = io::stdin().take(MAX_TOKEN).read_to_string(&mut text);
         read.context("standard input cannot be read")?;
@@ -382,7 +385,12 @@ mod tests {
                 "{error}"
             );
         }
-        let error = format!("{:#}", read_token("uplt_secret").err().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_token_among_the_words_is_refused() {
+        let error = read_token("uplt_secret").await.err().unwrap();
+        let error = format!("{error:#}");
         assert!(
             error.contains("--token -") && !error.contains("uplt_"),
             "{error}"

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    io::{self, BufRead, IsTerminal},
+    io::{self, BufRead},
     os::{
         fd::AsFd,
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -113,20 +113,25 @@ pub(crate) fn raw_mode() -> io::Result<Restore> {
     change_terminal(Termios::make_raw)
 }
 
-/// Reads a line from the terminal on standard input, unseen.
-pub(crate) fn hidden_line() -> io::Result<String> {
+/// Reads a line from the terminal on standard input, unseen. A signal that ends the program restores
+/// the terminal first.
+pub(crate) async fn hidden_line() -> io::Result<String> {
     let restore = change_terminal(|terminal| {
         terminal.local_modes.remove(LocalModes::ECHO);
         terminal.local_modes.insert(LocalModes::ECHONL);
+    })?;
+    let line = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        io::stdin().lock().read_line(&mut line).map(|_| line)
     });
-    let _restore = match restore {
-        Ok(restore) => Some(restore),
-        Err(_) if !io::stdin().is_terminal() => None,
-        Err(error) => return Err(error),
-    };
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line)?;
-    Ok(line)
+    tokio::select! {
+        line = line => line?,
+        signal = ended_by_signal() => {
+            drop(restore);
+            // Nobody takes the thread that reads away from its terminal.
+            std::process::exit(128 + signal);
+        }
+    }
 }
 
 fn change_terminal(change: impl FnOnce(&mut Termios)) -> io::Result<Restore> {

@@ -2,15 +2,14 @@
 //! control list, so that no mode is set or looked at.
 
 use std::{
-    env, fs,
-    io::{self, BufRead, IsTerminal},
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use crossterm::{
-    event::{Event, KeyCode, KeyEventKind},
+    event::{Event, KeyCode, KeyEventKind, KeyModifiers},
     terminal,
 };
 use tokio::net::windows::named_pipe::{ClientOptions, NamedPipeClient};
@@ -96,12 +95,8 @@ pub(crate) fn raw_mode() -> io::Result<Restore> {
 }
 
 /// Reads a line from the terminal on standard input, unseen.
-pub(crate) fn hidden_line() -> io::Result<String> {
+pub(crate) async fn hidden_line() -> io::Result<String> {
     let mut line = String::new();
-    if !io::stdin().is_terminal() {
-        io::stdin().lock().read_line(&mut line)?;
-        return Ok(line);
-    }
     let _restore = raw_mode()?;
     loop {
         let Event::Key(key) = crossterm::event::read()? else {
@@ -114,6 +109,9 @@ pub(crate) fn hidden_line() -> io::Result<String> {
                 line.pop();
             }
             KeyCode::Esc => return Err(io::ErrorKind::Interrupted.into()),
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             KeyCode::Char(c) => line.push(c),
             _ => {}
         }
