@@ -3,7 +3,7 @@
 //! It has nothing on its way, so that nothing of its own goes unanswered, and the loss of its path
 //! looks like a server that thinks. So it asks: a byte that was acknowledged long ago, which every
 //! TCP answers (RFC 9293 section 3.8.4). The same byte tells the other side of a new path, where
-//! what it sent over the old one waits for a time-out.
+//! what it sent over the old one waits for a time-out: a stack like this one sends it again then.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use super::{
     Stack, StreamId,
     flow::Phase,
     packet::{self, Tcp},
+    recovery::before,
 };
 use crate::Instant;
 
@@ -22,10 +23,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl Stack {
     /// A segment of the other side arrives. One byte may be a question of this kind: it brings no
-    /// question back.
+    /// question back. But who asks has waited, perhaps for what is on its way and lost.
     pub(super) fn note_fed(&mut self, now: Instant, id: StreamId, segment: &Tcp) {
         if segment.length > 1 {
             self.fed = Some((now, id));
+        } else if segment.length == 1
+            && let Some(flow) = self.flows.get_mut(&id)
+            && flow.phase == Phase::Open
+            && before(segment.sequence, flow.said.0)
+        {
+            flow.recovery.nudge(now);
+            self.send_again(now, id, false);
         }
     }
 

@@ -455,7 +455,7 @@ impl Recovery {
 }
 
 /// `a` comes before `b` in the sequence space, which wraps.
-fn before(a: u32, b: u32) -> bool {
+pub(super) fn before(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) > i32::MAX as u32
 }
 

@@ -156,7 +156,7 @@ impl Stack {
 
     /// Sends what is lost and may be sent again, and tells the engine of a loss by three
     /// acknowledgements that repeat the last.
-    fn send_again(&mut self, now: Instant, id: StreamId, signal: bool) {
+    pub(super) fn send_again(&mut self, now: Instant, id: StreamId, signal: bool) {
         let told = self.flows.get(&id).and_then(|flow| flow.recovery.told());
         if let Some((acknowledged, window)) = told.filter(|_| signal) {
             self.tell(now, id, acknowledged, window, 3);
