@@ -462,3 +462,91 @@ fn is_ours_and_fresh(path: &Path) -> bool {
     let age = made.ok().and_then(|made| made.elapsed().ok());
     socket && age.is_some_and(|age| age < Duration::from_secs(unix().min(10)))
 }
+
+/// A tree there and back, with a transfer that broke off in the middle, and a script for the shell.
+#[test]
+fn files_by_shell_and_by_tree() {
+    let system = System::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let remote = directory.path().join("remote");
+    let remote_text = remote.to_str().expect("a path").to_owned();
+    fs::create_dir(&remote).expect("a directory");
+    fs::create_dir_all(path("site/deep/er")).expect("a directory");
+    let bytes = tests::noise(5);
+    fs::write(path("site/large"), &bytes).expect("a file");
+    fs::write(path("site/deep/er/a b"), "words").expect("a file");
+    fs::write(path("site/empty"), "").expect("a file");
+    std::os::unix::fs::symlink("/etc/passwd", path("site/link")).expect("a link");
+    let sftp = |arguments: &[&str], input: &str| {
+        let mut command = system.command(&["ssh", "sftp"]);
+        command.args(arguments).current_dir(directory.path());
+        run(command, input.as_bytes(), QUICK)
+    };
+
+    let tree = ["-a", "web", "--json", "-R"];
+    let from = format!("{remote_text}/site");
+    let put = json(sftp(&[&["put", "site", &from], &tree[..]].concat(), ""));
+    assert_eq!(
+        (&put["files"], &put["skipped"]),
+        (&Value::from(3), &Value::from(1)),
+        "{put}"
+    );
+    assert!(fs::read(remote.join("site/large")).expect("sent") == bytes);
+    assert!(!remote.join("site/link").exists());
+    let flat = sftp(&["get", "-a", "web", &from, "back"], "");
+    assert_eq!(flat.status.code(), Some(1));
+    assert!(flat.stderr.contains("is a directory\nhint: -R"), "{flat}");
+    json(sftp(&[&["get", &from, "back"], &tree[..]].concat(), ""));
+    assert!(fs::read(path("back/large")).expect("fetched") == bytes);
+    assert_eq!(
+        fs::read_to_string(path("back/deep/er/a b")).expect("fetched"),
+        "words"
+    );
+
+    // It broke off: half of one is there, another is missing.
+    fs::remove_file(path("back/large")).expect("a file");
+    fs::write(path("back/large.part"), &bytes[..2 << 20]).expect("a file");
+    fs::remove_file(path("back/empty")).expect("a file");
+    let again = json(sftp(
+        &[&["get", "--resume", &from, "back"], &tree[..]].concat(),
+        "",
+    ));
+    assert_eq!(again["bytes"], Value::from(3 << 20), "{again}");
+    assert!(fs::read(path("back/large")).expect("fetched") == bytes);
+    assert!(!path("back/large.part").exists() && path("back/empty").exists());
+    fs::write(remote.join("site/large"), &bytes[..1 << 20]).expect("a file");
+    let again = json(sftp(
+        &[&["put", "--resume", "site", &from], &tree[..]].concat(),
+        "",
+    ));
+    assert_eq!(again["bytes"], Value::from(4 << 20), "{again}");
+    assert!(fs::read(remote.join("site/large")).expect("sent") == bytes);
+
+    let script = format!(
+        "# a script\ncd '{remote_text}'\npwd\nmkdir \"new place\"\nput site/large new\\ place/copy\n\
+         cd 'new place'\nls\nchmod 600 copy\nrename copy moved\nlcd site/deep\nlpwd\nget moved\n\
+         - rm nothing\nrm moved\ncd ..\nrmdir 'new place'\nexit\nrm never\n"
+    );
+    let output = sftp(&["shell", "-a", "web"], &script).ok();
+    let said: Vec<_> = output.stdout.split(|byte| *byte == b'\n').collect();
+    assert_eq!(said[0], remote_text.as_bytes(), "{output}");
+    assert!(output.text().contains("5242880  copy"), "{output}");
+    assert!(output.text().ends_with("site/deep"), "{output}");
+    assert!(output.stderr.contains("No such file"), "{output}");
+    assert!(fs::read(path("site/deep/moved")).expect("fetched") == bytes);
+    assert!(!remote.join("new place").exists());
+
+    // A script ends where it fails, and says where.
+    let output = sftp(
+        &["shell", "-a", "web"],
+        "cd /nothing/there\nput site/large /tmp/never\n",
+    );
+    assert_eq!(output.status.code(), Some(1), "{output}");
+    assert!(
+        output.stderr.contains("stopped at: cd /nothing/there"),
+        "{output}"
+    );
+    assert!(output.stderr.contains("\nhint: "), "{output}");
+    assert!(!Path::new("/tmp/never").exists());
+}

@@ -1,60 +1,67 @@
 //! `underpass ssh sftp`
 
+mod progress;
+mod shell;
+mod transfer;
+
 use std::{
-    io::{self, IsTerminal, SeekFrom},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
-use russh_sftp::{
-    client::{SftpSession, error::Error as SftpError},
-    protocol::OpenFlags,
-};
+use anyhow::{anyhow, bail, ensure};
+use russh_sftp::client::{SftpSession, error::Error as SftpError};
 use serde_json::json;
 use ssh::client::{Output, ReadHalf, Session};
-use tokio::{
-    fs::{File, OpenOptions},
-    io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt},
-};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tunnel::Class;
 
 use crate::client::{
     network::{Network, NetworkArgs},
-    ssh::{beside, console, target::TargetArgs},
+    ssh::{console, target::TargetArgs},
     terminal::{ended_by_signal, exit_code_of_signal},
 };
+
+use self::transfer::{Copied, Transfer};
 
 /// Copy files to and from an instance.
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Fetch a file
+    /// Fetch a file, or a directory with all that is in it
     ///
-    /// It appears under its name when it is whole; until then it is LOCAL.part.
-    #[command(after_help = "Example:\n  underpass ssh sftp get -a web /var/log/app.log")]
+    /// A file appears under its name when it is whole; until then it is LOCAL.part.
+    #[command(
+        after_help = "Examples:\n  underpass ssh sftp get -a web /var/log/app.log\n  underpass ssh sftp get -a web -R /srv/data ./data --resume"
+    )]
     Get {
         /// The file there
         remote: String,
         /// Where to write it [default: its own name, here]
         local: Option<PathBuf>,
-        /// Go on with a LOCAL.part that an earlier try left
+        /// A directory: what is in it goes into LOCAL; links are left out
+        #[arg(long, short = 'R')]
+        recursive: bool,
+        /// Go on where an earlier try broke off: with a LOCAL.part, and past files that are whole
         #[arg(long)]
         resume: bool,
-        /// Replace a file that exists
+        /// Replace files that exist
         #[arg(long)]
         overwrite: bool,
         #[command(flatten)]
         args: Args,
     },
-    /// Send a file
+    /// Send a file, or a directory with all that is in it
     #[command(after_help = "Example:\n  underpass ssh sftp put -a web ./site.tar /srv/site.tar")]
     Put {
         /// The file here
         local: PathBuf,
         /// Where to write it [default: its own name, in the home directory there]
         remote: Option<String>,
-        /// Go on with a shorter file there that an earlier try left
+        /// A directory: what is in it goes into REMOTE; links are left out
+        #[arg(long, short = 'R')]
+        recursive: bool,
+        /// Go on where an earlier try broke off: with a shorter file there, and past files that are
+        /// whole
         #[arg(long)]
         resume: bool,
         #[command(flatten)]
@@ -66,6 +73,17 @@ pub(crate) enum Command {
         /// The directory there
         #[arg(default_value = ".")]
         path: String,
+        #[command(flatten)]
+        args: Args,
+    },
+    /// Go about in the files there, line by line
+    ///
+    /// `help` lists what can be said. Where standard input is no terminal its lines are a script:
+    /// the first that fails ends it with status 1, unless it begins with `-`.
+    #[command(
+        after_help = "Examples:\n  underpass ssh sftp shell -a web\n  printf 'cd /srv\\nput -R site\\n' | underpass ssh sftp shell -a web"
+    )]
+    Shell {
         #[command(flatten)]
         args: Args,
     },
@@ -86,6 +104,17 @@ pub(crate) struct Args {
     network: NetworkArgs,
 }
 
+impl Command {
+    fn args(&self) -> &Args {
+        match self {
+            Command::Get { args, .. }
+            | Command::Put { args, .. }
+            | Command::Ls { args, .. }
+            | Command::Shell { args } => args,
+        }
+    }
+}
+
 /// A path that was cut may take this long to come back.
 const PATIENCE: u64 = 60;
 
@@ -94,33 +123,44 @@ const PIECE: usize = 256 * 1024;
 
 /// Runs one of them.
 pub(crate) async fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let (Command::Get { args, .. } | Command::Put { args, .. } | Command::Ls { args, .. }) =
-        &command;
+    let args = command.args();
     // Before anything is opened.
-    if let Command::Get {
-        remote,
-        local,
-        overwrite: false,
-        ..
-    } = &command
-    {
-        let local = destination(remote, local.as_deref())?;
-        ensure!(
-            !local.exists(),
-            "{} exists already\nhint: name another file, or say --overwrite",
-            local.display()
-        );
+    match &command {
+        Command::Get {
+            remote,
+            local,
+            resume: false,
+            overwrite: false,
+            recursive: false,
+            ..
+        } => {
+            let local = destination(remote, local.as_deref())?;
+            ensure!(
+                !local.exists(),
+                "{} exists already\nhint: name another file, or say --overwrite",
+                local.display()
+            );
+        }
+        Command::Shell { args } => {
+            ensure!(!args.json, "a shell prints no JSON\nhint: leave out --json");
+        }
+        _ => {}
     }
     let network = Box::pin(Network::open(&args.network)).await?;
-    let ended = tokio::select! {
-        ended = Box::pin(within(&command, args, &network)) => ended.map(|()| ExitCode::SUCCESS),
-        signal = ended_by_signal() => Ok(ExitCode::from(exit_code_of_signal(signal))),
+    let ended = if matches!(command, Command::Shell { .. }) {
+        // It has its own idea of Ctrl-C.
+        Box::pin(within(&command, args, &network)).await
+    } else {
+        tokio::select! {
+            ended = Box::pin(within(&command, args, &network)) => ended,
+            signal = ended_by_signal() => Ok(ExitCode::from(exit_code_of_signal(signal))),
+        }
     };
     network.close().await;
     ended
 }
 
-async fn within(command: &Command, args: &Args, network: &Network) -> anyhow::Result<()> {
+async fn within(command: &Command, args: &Args, network: &Network) -> anyhow::Result<ExitCode> {
     let host = args.target.choose(network).await?;
     let session = Box::pin(console::log_in(network, &host, &args.user, Class::Bulk)).await?;
     let sftp = subsystem(&session).await?;
@@ -128,165 +168,59 @@ async fn within(command: &Command, args: &Args, network: &Network) -> anyhow::Re
         Command::Get {
             remote,
             local,
+            recursive,
             resume,
+            overwrite,
             ..
         } => {
-            let local = destination(remote, local.as_deref())?;
-            Box::pin(get(&sftp, remote, &local, *resume)).await
+            let local = match local {
+                // The same words again go on with what broke off, and do not go one deeper.
+                Some(local) if *recursive => local.clone(),
+                local => destination(remote, local.as_deref())?,
+            };
+            let transfer = Transfer::new(&sftp, *resume, *overwrite);
+            Box::pin(transfer.get(remote, &local, *recursive)).await
         }
         Command::Put {
             local,
             remote,
+            recursive,
             resume,
             ..
         } => {
-            let name = local.file_name().and_then(|name| name.to_str());
-            let remote = match (remote, name) {
-                (Some(remote), _) => remote.clone(),
-                (None, Some(name)) => name.to_owned(),
-                (None, None) => bail!(
-                    "{} has no name for the other side\nhint: give one",
-                    local.display()
-                ),
-            };
-            Box::pin(put(&sftp, local, &remote, *resume)).await
+            let remote = remote.clone().map_or_else(|| own_name(local), Ok)?;
+            let transfer = Transfer::new(&sftp, *resume, true);
+            Box::pin(transfer.put(local, &remote, *recursive)).await
         }
         Command::Ls { path, .. } => {
             ls(&sftp, path, args.json).await?;
             session.close().await;
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Shell { .. } => {
+            let code = Box::pin(shell::run(&sftp, &session, &host)).await;
+            session.close().await;
+            return code;
         }
     };
     session.close().await;
-    let Copied {
-        bytes,
-        resumed_at,
-        elapsed,
-    } = done?;
+    let done = done?;
     if args.json {
-        let seconds = elapsed.as_secs_f64();
-        println!(
-            "{}",
-            json!({ "bytes": bytes, "resumed_at": resumed_at, "seconds": seconds })
-        );
+        println!("{}", done.as_json());
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-/// What was copied.
-struct Copied {
-    bytes: u64,
-    resumed_at: u64,
-    elapsed: Duration,
-}
-
-async fn get(
-    sftp: &SftpSession,
-    remote: &str,
-    local: &Path,
-    resume: bool,
-) -> anyhow::Result<Copied> {
-    let started = now();
-    let size = sftp
-        .metadata(remote)
-        .await
-        .map_err(|error| explain(remote, &error))?
-        .len();
-    let mut from = sftp
-        .open(remote)
-        .await
-        .map_err(|error| explain(remote, &error))?;
-    let part = beside(local, ".part");
-    let shown = part.display();
-    let mut options = OpenOptions::new();
-    let options = options.write(true).create(true).truncate(!resume);
-    let mut to = options
-        .open(&part)
-        .await
-        .with_context(|| format!("cannot write {shown}"))?;
-    let at = to.metadata().await?.len();
-    ensure!(
-        at <= size,
-        "{shown} is longer than {} there\nhint: it is of another file: leave out --resume",
-        printable(remote)
-    );
-    if at > 0 {
-        to.seek(SeekFrom::Start(at)).await?;
-        from.seek(SeekFrom::Start(at)).await?;
+impl Copied {
+    fn as_json(&self) -> serde_json::Value {
+        json!({
+            "files": self.files,
+            "bytes": self.bytes,
+            "resumed_at": self.resumed_at,
+            "skipped": self.skipped,
+            "seconds": self.elapsed.as_secs_f64(),
+        })
     }
-    copy(&mut from, &mut to, Progress::new(at, size))
-        .await
-        .with_context(|| {
-            format!(
-                "{} was not fetched whole\nhint: go on with --resume",
-                printable(remote)
-            )
-        })?;
-    to.sync_all().await?;
-    tokio::fs::rename(&part, local).await?;
-    Ok(Copied {
-        bytes: size.saturating_sub(at),
-        resumed_at: at,
-        elapsed: started.elapsed(),
-    })
-}
-
-async fn put(
-    sftp: &SftpSession,
-    local: &Path,
-    remote: &str,
-    resume: bool,
-) -> anyhow::Result<Copied> {
-    let started = now();
-    let shown = local.display();
-    let mut from = File::open(local)
-        .await
-        .with_context(|| format!("cannot read {shown}"))?;
-    let meta = from.metadata().await?;
-    ensure!(
-        meta.is_file(),
-        "{shown} is not a file\nhint: tar c {shown} | underpass ssh console -C 'tar x'"
-    );
-    let size = meta.len();
-    // A directory takes the file under its own name.
-    let there = sftp.metadata(remote).await.ok();
-    let remote = match (&there, local.file_name().and_then(|name| name.to_str())) {
-        (Some(there), Some(name)) if there.is_dir() => {
-            format!("{}/{name}", remote.trim_end_matches('/'))
-        }
-        _ => remote.to_owned(),
-    };
-    let at = match (resume, sftp.metadata(&remote).await) {
-        (true, Ok(there)) => there.len(),
-        _ => 0,
-    };
-    ensure!(
-        at <= size,
-        "{} is longer there than here\nhint: it is another file: leave out --resume",
-        printable(&remote)
-    );
-    let mut flags = OpenFlags::CREATE | OpenFlags::WRITE;
-    if at == 0 {
-        flags |= OpenFlags::TRUNCATE;
-    }
-    let to = sftp.open_with_flags(&remote, flags).await;
-    let mut to = to.map_err(|error| explain(&remote, &error))?;
-    if at > 0 {
-        to.seek(SeekFrom::Start(at)).await?;
-        from.seek(SeekFrom::Start(at)).await?;
-    }
-    let copied = async {
-        copy(&mut from, &mut to, Progress::new(at, size)).await?;
-        to.close().await
-    };
-    copied
-        .await
-        .with_context(|| format!("{shown} was not sent whole\nhint: go on with --resume"))?;
-    Ok(Copied {
-        bytes: size.saturating_sub(at),
-        resumed_at: at,
-        elapsed: started.elapsed(),
-    })
 }
 
 async fn ls(sftp: &SftpSession, path: &str, as_json: bool) -> anyhow::Result<()> {
@@ -301,7 +235,7 @@ async fn ls(sftp: &SftpSession, path: &str, as_json: bool) -> anyhow::Result<()>
             .iter()
             .map(|entry| {
                 let meta = entry.metadata();
-                json!({ "name": entry.file_name(), "bytes": meta.len(), "directory": meta.is_dir() })
+                json!({ "name": entry.file_name(), "bytes": meta.len(), "directory": meta.file_type().is_dir() })
             })
             .collect();
         println!("{}", json!({ "entries": entries }));
@@ -309,28 +243,9 @@ async fn ls(sftp: &SftpSession, path: &str, as_json: bool) -> anyhow::Result<()>
     }
     for entry in &entries {
         let (meta, name) = (entry.metadata(), entry.file_name());
-        let slash = if meta.is_dir() { "/" } else { "" };
+        let slash = if meta.file_type().is_dir() { "/" } else { "" };
         println!("{:>12}  {}{slash}", meta.len(), printable(&name));
     }
-    Ok(())
-}
-
-async fn copy(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    mut progress: Progress,
-) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
-    loop {
-        let n = from.read(&mut piece).await?;
-        if n == 0 {
-            break;
-        }
-        to.write_all(&piece[..n]).await?;
-        progress.add(n);
-    }
-    to.flush().await?;
-    progress.end();
     Ok(())
 }
 
@@ -389,10 +304,10 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A name from the other side makes a file here and no path.
+/// Where a file or directory of the other side goes: into a directory under its own name.
 fn destination(remote: &str, local: Option<&Path>) -> anyhow::Result<PathBuf> {
     let name = remote.trim_end_matches('/').rsplit('/').next();
-    let name = name.filter(|name| !matches!(*name, "" | "." | ".."));
+    let name = name.filter(|name| is_name(name));
     match (local, name) {
         (Some(local), Some(name)) if local.is_dir() => Ok(local.join(name)),
         (Some(local), _) => Ok(local.to_owned()),
@@ -401,63 +316,22 @@ fn destination(remote: &str, local: Option<&Path>) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// How far a copy is, on a terminal.
-struct Progress {
-    begun: Instant,
-    from: u64,
-    at: u64,
-    size: u64,
-    shown: Option<Instant>,
-}
-
-impl Progress {
-    fn new(at: u64, size: u64) -> Progress {
-        let begun = now();
-        let shown = io::stderr().is_terminal().then_some(begun);
-        Progress {
-            begun,
-            from: at,
-            at,
-            size,
-            shown,
-        }
-    }
-
-    fn add(&mut self, bytes: usize) {
-        self.at += bytes as u64;
-        if self
-            .shown
-            .is_some_and(|shown| shown.elapsed() >= Duration::from_millis(200))
-        {
-            self.shown = Some(now());
-            eprint!("\r{}", self.line());
-        }
-    }
-
-    fn end(&self) {
-        if self.shown.is_some() {
-            eprintln!("\r{}", self.line());
-        }
-    }
-
-    fn line(&self) -> String {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
-        let rate = mb(self.at - self.from) / self.begun.elapsed().as_secs_f64().max(0.001);
-        let percent = (self.at * 100).checked_div(self.size).unwrap_or(100);
-        format!(
-            "{:>9.1} MB of {:.1} MB  {percent:>3} %  {rate:>7.1} MB/s",
-            mb(self.at),
-            mb(self.size)
-        )
+/// The name of a file here, for the other side.
+fn own_name(local: &Path) -> anyhow::Result<String> {
+    match local.file_name().and_then(|name| name.to_str()) {
+        Some(name) => Ok(name.to_owned()),
+        None => bail!(
+            "{} has no name for the other side\nhint: give one",
+            local.display()
+        ),
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "how fast a copy is, for who watches it"
-)]
-fn now() -> Instant {
-    Instant::now()
+/// Whether a name from the other side makes a file here and no path: what it says of its directory
+/// stays in the directory that was asked for.
+fn is_name(name: &str) -> bool {
+    let leads_away = |c: char| c == '\0' || c == '/' || (cfg!(windows) && (c == '\\' || c == ':'));
+    !matches!(name, "" | "." | "..") && !name.contains(leads_away)
 }
 
 #[cfg(test)]
@@ -472,6 +346,12 @@ mod tests {
         assert_eq!(named("dir/"), Some("dir".into()));
         for bad in ["", "/", "..", "a/..", "."] {
             assert_eq!(named(bad), None, "{bad}");
+        }
+        for bad in ["", ".", "..", "a/b", "/etc", "a\0b", "../x"] {
+            assert!(!is_name(bad), "{bad:?}");
+        }
+        for good in ["a", "...", ".bashrc", "-rf", "a b", "\u{fc}"] {
+            assert!(is_name(good), "{good}");
         }
         assert_eq!(
             destination("x", Some(Path::new("y"))).ok(),
