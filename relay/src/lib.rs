@@ -17,6 +17,8 @@ pub mod counters;
 mod held;
 pub mod hosts;
 pub mod metrics;
+mod pace;
+mod path;
 mod pool;
 pub mod proof;
 mod queue;

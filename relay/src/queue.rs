@@ -8,9 +8,12 @@ use wire::wireguard::Kind;
 /// Handshake messages are small and few, and losing one costs seconds: they may wait this long.
 const HANDSHAKE_AGE: Duration = Duration::from_secs(5);
 
-/// A queue that has been in use for its whole age stands: a path is slower than what comes. Data
-/// that waits in it gains nothing by waiting, and costs every packet behind it.
+/// A queue whose oldest datagram was late whenever one left, for its whole age, stands: a path is
+/// slower than what comes. Data that waits in it gains nothing by waiting, and costs every packet
+/// behind it.
 const STANDING_AGE: Duration = Duration::from_millis(8);
+/// Half of that is late. That it was empty says nothing: a message takes all there is.
+const LATE: Duration = Duration::from_millis(4);
 
 /// Room for this many datagrams of data stays when the queue is empty.
 const KEPT: usize = 64;
@@ -23,7 +26,7 @@ pub(crate) struct Queue {
     bytes: usize,
     limit: usize,
     age: Duration,
-    /// Since when something has waited, the moments in which the last of it left included.
+    /// Since when what left has been late.
     since: Option<Duration>,
 }
 
@@ -134,9 +137,16 @@ impl Queue {
         waited
     }
 
-    /// All of it has left, and the path takes more: nothing stands.
+    /// Nothing stands.
     pub(crate) fn rested(&mut self) {
         self.since = None;
+    }
+
+    /// The oldest datagram left after so long: in time, nothing stands.
+    pub(crate) fn left(&mut self, waited: Duration) {
+        if waited < LATE {
+            self.rested();
+        }
     }
 
     /// The same datagrams under other bounds, as if they had come now: what a client was away for
@@ -213,24 +223,27 @@ mod tests {
     fn what_stands_is_cut_short() {
         let mut queue = Queue::new(100_000, AGE);
         let at = Duration::from_millis;
-        // One in, one out, and never empty.
-        for millis in 0..=200 {
+        // Two in, one out, and late from the ninth millisecond on.
+        for millis in 0..=208 {
             queue.push(at(millis), Kind::Data, &[1; 10]);
             queue.push(at(millis), Kind::Data, &[2; 10]);
-            queue.pop(at(millis));
+            let waited = queue.pop(at(millis));
+            queue.left(waited);
             assert_eq!(queue.expire(at(millis)), 0, "a burst waits");
         }
-        assert!(queue.expire(at(201)) > 0);
+        assert!(queue.expire(at(209)) > 0);
         // What is left is at most 8 ms old.
         assert_eq!(queue.len(), 2 * 8);
         while !queue.is_empty() {
-            assert!(queue.pop(at(202)) <= at(9));
+            assert!(queue.pop(at(210)) <= at(9));
         }
-        queue.push(at(202), Kind::Data, &[1; 10]);
-        assert_eq!(queue.expire(at(211)), 1, "it stands still");
-        queue.rested();
-        queue.push(at(202), Kind::Data, &[1; 10]);
-        assert_eq!(queue.expire(at(402)), 0, "it has been empty");
+        queue.push(at(210), Kind::Data, &[1; 10]);
+        assert_eq!(queue.expire(at(219)), 1, "it stands still");
+        queue.push(at(219), Kind::Data, &[1; 10]);
+        let waited = queue.pop(at(222));
+        queue.left(waited);
+        queue.push(at(222), Kind::Data, &[1; 10]);
+        assert_eq!(queue.expire(at(422)), 0, "one was in time");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use rustls::{
@@ -18,12 +19,16 @@ use rustls::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Instant, Sleep, sleep},
 };
 
-use crate::pool;
+use crate::{pace::Pace, path::path_of, pool};
 
 /// What is encrypted at once; with what TLS adds it fits a pooled buffer.
 const WRITE: usize = 64 * 1024;
+
+/// How long a connection that is held back waits before it looks at its path again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// A server's end of a connection, over TCP.
 pub(crate) struct TlsStream {
@@ -35,6 +40,10 @@ pub(crate) struct TlsStream {
     plain: Waiting,
     /// Encrypted, and not taken by the kernel yet.
     outgoing: Waiting,
+    /// How much of it the kernel is given.
+    pace: Pace,
+    begun: Instant,
+    look_again: Option<Pin<Box<Sleep>>>,
     /// The client has said that it sends nothing more.
     ended: bool,
     /// We have said so.
@@ -59,6 +68,9 @@ impl TlsStream {
             incoming: Vec::new(),
             plain: Waiting::default(),
             outgoing: Waiting::default(),
+            pace: Pace::default(),
+            begun: Instant::now(),
+            look_again: None,
             ended: false,
             goodbye: false,
         };
@@ -178,14 +190,36 @@ impl TlsStream {
     /// Writes what is encrypted; ready when all of it has left.
     fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
+            let room = ready!(self.poll_room(context));
             let bytes = self.outgoing.bytes();
+            let bytes = &bytes[..bytes.len().min(room)];
             let written = ready!(Pin::new(&mut self.tcp).poll_write(context, bytes))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.pace.wrote(written as u64);
             self.outgoing.take(written);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// How many bytes may be written: some, once it is ready.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<usize> {
+        loop {
+            if let Some(timer) = &mut self.look_again {
+                ready!(timer.as_mut().poll(context));
+                self.look_again = None;
+            }
+            if self.pace.room() == 0 {
+                // Of a connection that is no more, the write says so.
+                let path = path_of(&self.tcp).unwrap_or_default();
+                self.pace.look(self.begun.elapsed(), &path);
+            }
+            match usize::try_from(self.pace.room()).unwrap_or(usize::MAX) {
+                0 => self.look_again = Some(Box::pin(sleep(LOOK_AGAIN))),
+                room => return Poll::Ready(room),
+            }
+        }
     }
 
     /// Encrypts, or says goodbye when there is nothing to encrypt.

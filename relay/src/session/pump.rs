@@ -570,9 +570,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 }
                 Sent::Refused(_) => self.counters.count(Counter::UpSendFailed),
             }
-            self.up.pop(now);
+            let waited = self.up.pop(now);
+            self.up.left(waited);
         }
-        self.up.rested();
     }
 
     /// Drains the gateway's socket. True when there may be more.
@@ -756,7 +756,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.fill_from_queue(now);
             if self.filled == 0 {
                 self.backlogged = false;
-                self.down.rested();
                 return Ok(());
             }
         }
@@ -765,10 +764,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     /// As much as is ready and fits.
     fn fill_from_queue(&mut self, now: Duration) {
         let mut down = std::mem::take(&mut self.down);
+        let mut oldest = None;
         while let Some(datagram) = down.front()
             && self.fill(datagram)
         {
-            self.tally.delays.one(down.pop(now));
+            let waited = down.pop(now);
+            oldest.get_or_insert(waited);
+            self.tally.delays.one(waited);
+        }
+        if let Some(waited) = oldest {
+            down.left(waited);
         }
         self.down = down;
     }

@@ -1,0 +1,296 @@
+//! How much of what is written may lie in the kernel and on the path.
+//!
+//! TCP fills whatever queue the slowest hop has before it slows down, and datagrams that wait there
+//! can be dropped by nobody: a path of 10 Mbit/s with a queue of 200 ms delays every one by 200 ms.
+//! So the round trip is watched, and while it is longer than the shortest by more than [`PATIENCE`],
+//! no more is written than the path carries in the shortest round trip and that patience. The rest
+//! waits in the session's queue, where the oldest is dropped first.
+//!
+//! A queue may be somebody else's, or the path's round trips differ by nature: then holding back
+//! empties nothing and costs what the path would carry. When the rate has fallen by half since
+//! holding back began, or the queue stands in spite of it, it ends for [`TRUCE`]; if that brought
+//! nothing either, the next comes later.
+//!
+//! The idea is that of BBR (draft-ietf-ccwg-bbr) and LEDBAT (RFC 6817), kept beside the kernel's
+//! congestion control, not in place of it.
+
+use std::time::Duration;
+
+/// What a path may add to its shortest round trip before it is held back, and keeps then.
+const PATIENCE: Duration = Duration::from_millis(8);
+/// What may always lie there: less would leave the path idle between two looks.
+const LEAST: u64 = 16 * 1024;
+/// More than any path with a shorter queue than this needs.
+const MOST: u64 = 16 * 1024 * 1024;
+/// Without a limit the path is looked at once in so many bytes.
+const STRIDE: u64 = 32 * 1024;
+/// With one, the rate is that of at least so much time.
+const WINDOW: Duration = Duration::from_millis(40);
+/// How long a path is left alone that nothing was won on.
+const TRUCE: Duration = Duration::from_secs(10);
+/// How many windows a queue may stand in spite of holding back, at first and at most.
+const BORNE: u32 = 8;
+const BORNE_LONGEST: u32 = 2048;
+
+/// What the kernel says of a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Path {
+    /// Bytes sent and not acknowledged ...
+    pub(crate) in_flight: u64,
+    /// ... and bytes not sent.
+    pub(crate) unsent: u64,
+    /// Bytes acknowledged since the connection began.
+    pub(crate) acknowledged: u64,
+    /// The round trip, smoothed.
+    pub(crate) round_trip: Duration,
+    /// The shortest lately.
+    pub(crate) shortest: Duration,
+}
+
+/// What a connection may write.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Bytes that may be written before the path is looked at again.
+    room: u64,
+    held: Option<Held>,
+    truce: Option<Truce>,
+    /// How many windows a queue may stand, as a power of four times [`BORNE`].
+    borne: u32,
+}
+
+/// Nothing is held back for a while.
+#[derive(Debug, Clone, Copy)]
+struct Truce {
+    /// Since when, and what had been acknowledged then.
+    since: (Duration, u64),
+    /// The rate before.
+    held: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// Bytes that may lie in the kernel.
+    limit: u64,
+    /// The rate when holding back began: while what stood in the queue left it.
+    before: Option<u64>,
+    /// Since when the rate is measured, and what had been acknowledged then.
+    since: (Duration, u64),
+    /// Something waited for room in that time.
+    waited: bool,
+    /// For so many windows the queue has stood in spite of it.
+    stood: u32,
+}
+
+impl Pace {
+    /// How much may be written now; 0 means that it is time for a [`look`](Pace::look).
+    pub(crate) fn room(&self) -> u64 {
+        self.room
+    }
+
+    pub(crate) fn wrote(&mut self, bytes: u64) {
+        self.room = self.room.saturating_sub(bytes);
+    }
+
+    /// Takes what the kernel says. `now` is the time since any fixed moment.
+    pub(crate) fn look(&mut self, now: Duration, path: &Path) {
+        let queued = path.round_trip.saturating_sub(path.shortest);
+        if let Some(Truce { since, held }) = self.truce
+            && now.saturating_sub(since.0) >= TRUCE
+        {
+            self.truce = None;
+            let bytes = path.acknowledged.saturating_sub(since.1);
+            let won = per_second(bytes, now.saturating_sub(since.0)) > held + held / 2;
+            self.borne = if won { 0 } else { (self.borne + 1).min(4) };
+        }
+        if self.held.is_none() && queued > PATIENCE && self.truce.is_none() {
+            // The kernel's own rate is that of a burst that a token bucket let through.
+            let rate = per_second(path.in_flight, path.round_trip);
+            self.held = Some(Held {
+                limit: fitting(rate, path.shortest),
+                before: None,
+                since: (now, path.acknowledged),
+                waited: false,
+                stood: 0,
+            });
+        }
+        let Some(held) = &mut self.held else {
+            self.room = STRIDE;
+            return;
+        };
+        let (since, acknowledged) = held.since;
+        let window = now.saturating_sub(since);
+        if window >= WINDOW.max(path.round_trip) {
+            let bytes = path.acknowledged.saturating_sub(acknowledged);
+            let rate = per_second(bytes, window);
+            let before = *held.before.get_or_insert(rate);
+            held.since = (now, path.acknowledged);
+            if std::mem::take(&mut held.waited) {
+                held.stood = if queued > 2 * PATIENCE {
+                    held.stood + 1
+                } else {
+                    0
+                };
+                let borne = (BORNE << (2 * self.borne)).min(BORNE_LONGEST);
+                if queued > PATIENCE && (rate < before / 2 || held.stood > borne) {
+                    let since = (now, path.acknowledged);
+                    self.truce = Some(Truce { since, held: rate });
+                    self.held = None;
+                    self.room = STRIDE;
+                    return;
+                }
+                if queued > PATIENCE {
+                    held.limit = fitting(rate, path.shortest);
+                } else if queued < PATIENCE / 2 {
+                    held.limit += held.limit / 4;
+                }
+            }
+            if held.limit > MOST {
+                self.held = None;
+                self.room = STRIDE;
+                return;
+            }
+        }
+        self.room = held.limit.saturating_sub(path.in_flight + path.unsent);
+        if self.room < SMALLEST {
+            self.room = 0;
+            held.waited = true;
+        }
+    }
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    bytes.saturating_mul(1_000_000) / micros.max(1)
+}
+
+/// What a path holds that carries so many bytes in a second and is given [`PATIENCE`].
+fn fitting(rate: u64, shortest: Duration) -> u64 {
+    let micros = u64::try_from((shortest + PATIENCE).as_micros()).unwrap_or(u64::MAX);
+    (rate.saturating_mul(micros) / 1_000_000).max(LEAST)
+}
+
+/// A write of less than this is put off.
+const SMALLEST: u64 = 1400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path with a queue, looked at every millisecond by a writer that has more than it takes.
+    struct Simulated {
+        rate: u64,
+        base: Duration,
+        in_kernel: u64,
+        acknowledged: u64,
+        round_trip: Duration,
+        shortest: Duration,
+    }
+
+    impl Simulated {
+        fn new(megabits: u64, base: Duration) -> Simulated {
+            Simulated {
+                rate: megabits * 125_000,
+                base,
+                in_kernel: 0,
+                acknowledged: 0,
+                round_trip: base,
+                shortest: base,
+            }
+        }
+
+        /// Of another's bytes so many lie in the queue all the time, and take their share.
+        fn run(&mut self, pace: &mut Pace, from: u64, millis: u64, others: u64) -> Duration {
+            let mut worst = Duration::ZERO;
+            for millisecond in from..from + millis {
+                let now = Duration::from_millis(millisecond);
+                pace.look(now, &self.path());
+                // The kernel takes no more than its window: 4 MiB here.
+                let room = pace.room().min((4 << 20) - self.in_kernel.min(4 << 20));
+                pace.wrote(room);
+                self.in_kernel += room;
+                let share = if others == 0 {
+                    self.rate
+                } else {
+                    self.rate * self.in_kernel / (self.in_kernel + others)
+                };
+                let queue = (self.in_kernel + others).saturating_sub(
+                    self.rate * u64::try_from(self.base.as_micros()).unwrap() / 1_000_000,
+                );
+                let sample = self.base + Duration::from_micros(queue * 1_000_000 / self.rate);
+                self.round_trip = (self.round_trip * 7 + sample) / 8;
+                let left = (share / 1000).min(self.in_kernel);
+                self.in_kernel -= left;
+                self.acknowledged += left;
+                worst = worst.max(sample);
+            }
+            worst
+        }
+
+        fn path(&self) -> Path {
+            Path {
+                in_flight: self.in_kernel,
+                unsent: 0,
+                acknowledged: self.acknowledged,
+                round_trip: self.round_trip,
+                shortest: self.shortest,
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_path_keeps_a_short_queue_and_is_used_whole() {
+        for (megabits, base) in [(10, 1), (50, 1), (50, 40), (2, 100), (100, 20)] {
+            let base = Duration::from_millis(base);
+            let mut path = Simulated::new(megabits, base);
+            let mut pace = Pace::default();
+            path.run(&mut pace, 0, 500, 0);
+            let begun = path.acknowledged;
+            let worst = path.run(&mut pace, 500, 2000, 0);
+            let least = Duration::from_micros(LEAST * 8 / megabits);
+            let bound = base + (PATIENCE * 2).max(least + Duration::from_millis(2));
+            assert!(worst <= bound, "{megabits} Mbit/s, {base:?}: {worst:?}");
+            let used = (path.acknowledged - begun) / 2;
+            assert!(used > path.rate * 9 / 10, "{megabits} Mbit/s: {used}");
+        }
+    }
+
+    #[test]
+    fn a_fast_path_is_never_held_back() {
+        let mut pace = Pace::default();
+        for millis in 0..10_000 {
+            let path = Path {
+                in_flight: 3 << 20,
+                unsent: 0,
+                acknowledged: millis << 20,
+                round_trip: Duration::from_millis(80),
+                shortest: Duration::from_millis(75),
+            };
+            pace.look(Duration::from_millis(millis), &path);
+            assert_eq!(pace.room(), STRIDE);
+        }
+    }
+
+    #[test]
+    fn a_path_that_grows_is_followed() {
+        let mut path = Simulated::new(10, Duration::from_millis(10));
+        let mut pace = Pace::default();
+        path.run(&mut pace, 0, 1000, 0);
+        path.rate *= 20;
+        path.run(&mut pace, 1000, 2000, 0);
+        let begun = path.acknowledged;
+        path.run(&mut pace, 3000, 1000, 0);
+        assert!(path.acknowledged - begun > path.rate * 8 / 10);
+    }
+
+    #[test]
+    fn a_queue_of_somebody_else_is_not_waited_out() {
+        let mut path = Simulated::new(50, Duration::from_millis(10));
+        let mut pace = Pace::default();
+        // 160 ms of queue that stay whatever we do.
+        path.run(&mut pace, 0, 4000, 1_000_000);
+        let begun = path.acknowledged;
+        path.run(&mut pace, 4000, 20_000, 1_000_000);
+        let share = (path.acknowledged - begun) / 20;
+        assert!(share > path.rate / 3, "{share} of {}", path.rate);
+    }
+}
