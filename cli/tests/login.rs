@@ -2,10 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
+    net::{Shutdown, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
 };
 
 const BINARY: &str = env!("CARGO_BIN_EXE_underpass");
@@ -64,9 +67,10 @@ fn out(output: &Output) -> String {
 }
 
 impl Up {
-    fn start() -> Up {
+    fn start(more: &[&str]) -> Up {
         let home = tempfile::tempdir().expect("a directory");
-        let mut child = command(home.path(), &["up", "--listen", "127.0.0.1:0", "--json"])
+        let words = [&["up", "--listen", "127.0.0.1:0", "--json"], more].concat();
+        let mut child = command(home.path(), &words)
             .stderr(Stdio::inherit())
             .spawn()
             .expect("runs");
@@ -102,7 +106,7 @@ impl Up {
 
 #[test]
 fn a_token_logs_in_once_and_a_logout_ends_the_session_there() {
-    let up = Up::start();
+    let up = Up::start(&[]);
     let laptop = tempfile::tempdir().expect("a directory");
     let laptop = laptop.path();
     let by_token = ["login", "--token", "-"];
@@ -154,4 +158,90 @@ fn a_token_logs_in_once_and_a_logout_ends_the_session_there() {
     // The other session is another.
     assert_eq!(out(&run(other.path(), &["orgs", "list"])), "personal\n");
     insta::assert_snapshot!(said.join("\n"));
+}
+
+/// An HTTP proxy that wants a login, leads every name to this machine, and notes what is asked for.
+struct Proxy {
+    port: u16,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+/// `me:secret`, as Basic writes it.
+const LOGIN: &str = "Proxy-Authorization: Basic bWU6c2VjcmV0\r\n";
+
+impl Proxy {
+    fn start() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&asked);
+        // It ends with the test.
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let notes = Arc::clone(&notes);
+                thread::spawn(move || carry(client, &notes));
+            }
+        });
+        Proxy { port, asked }
+    }
+}
+
+fn carry(client: TcpStream, asked: &Mutex<Vec<String>>) -> io::Result<()> {
+    let mut reader = BufReader::new(client.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head)? > 0 {}
+    let to = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    if !head.contains(LOGIN) {
+        return (&client).write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
+    }
+    let port = to.rsplit(':').next().unwrap_or_default();
+    let server = TcpStream::connect(format!("127.0.0.1:{port}"))?;
+    asked.lock().expect("no panic").push(to);
+    (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+    let (mut from, mut into) = (server.try_clone()?, client.try_clone()?);
+    let back = thread::spawn(move || {
+        let _ = io::copy(&mut from, &mut into);
+        let _ = into.shutdown(Shutdown::Write);
+    });
+    let _ = io::copy(&mut reader, &mut &server);
+    let _ = server.shutdown(Shutdown::Write);
+    let _ = back.join();
+    Ok(())
+}
+
+/// A name that the proxy alone can resolve: whatever went past it would find nothing.
+#[test]
+fn behind_a_proxy_everything_goes_through_it() {
+    let up = Up::start(&["--demo", "--host", "up.test"]);
+    let proxy = Proxy::start();
+    let laptop = tempfile::tempdir().expect("a directory");
+    let variable = format!("http://me:secret@127.0.0.1:{}", proxy.port);
+    let run = |words: &[&str], variable: &str| {
+        let mut command = command(laptop.path(), words);
+        command.env("HTTPS_PROXY", variable).output().expect("runs")
+    };
+    let url = up.console_url();
+    let (origin, _) = url.split_once("/#").expect("a fragment");
+    let host = origin.trim_start_matches("https://");
+    let fingerprint = up.fingerprint();
+    let login = ["login", &url, "--cert-fingerprint", &fingerprint];
+    let refused = up.said(&run(&login, &variable.replace("secret", "wrong")));
+    insta::assert_snapshot!(refused.replace(&proxy.port.to_string(), "[port]"));
+    out(&run(&login, &variable));
+    assert!(out(&run(&["apps"], &variable)).contains("worker"));
+    let shell = [
+        "ssh",
+        "console",
+        "-a",
+        "worker",
+        "--websockets",
+        "-C",
+        "echo through",
+    ];
+    assert_eq!(out(&run(&shell, &variable)), "through\n");
+    let asked = proxy.asked.lock().expect("no panic").clone();
+    assert!(
+        asked.len() >= 3 && asked.iter().all(|to| to == host),
+        "{asked:?}"
+    );
 }
