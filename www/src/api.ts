@@ -54,8 +54,13 @@ export class Api {
   /** `base` is the origin that serves `/api/v1`; empty means this page's own. */
   constructor(
     readonly base: string,
-    private readonly session: string,
+    private session: string,
   ) {}
+
+  /** Goes on with another session of the same person; what holds this object need not know. */
+  renew(session: string): void {
+    this.session = session;
+  }
 
   static login(base: string, token: string): Promise<Login> {
     return call<Login>(base, "POST", "login", { body: { token } });

@@ -16,7 +16,7 @@ import { Link } from "./link";
 import type { Ground, Phase, Place } from "./shell";
 import { styleSheets } from "./styles";
 import type { ExitStatus } from "./surface";
-import { confirmProgram } from "./ui/dialogs";
+import { confirmProgram, confirmSwitch } from "./ui/dialogs";
 import { h } from "./ui/dom";
 import { fontsReady } from "./ui/fonts";
 import type { Pane } from "./ui/pane";
@@ -213,6 +213,39 @@ export class UnderpassConsole extends HTMLElement {
     }
   }
 
+  /**
+   * Goes on with another session of the person who is signed in: terminals stay, and live on by it. False,
+   * and nothing is changed, where nobody is signed in or it is somebody else's.
+   */
+  renew(found: Credentials): boolean {
+    const now = this.credentialsNow;
+    const theirs = now && (found.api ?? "") === (now.api ?? "") && isSamePerson(now, found);
+    const inside = !found.orgs || found.orgs.some((org) => org.name === this.org);
+    if (!this.api || !theirs || !inside) return false;
+    this.credentialsNow = { ...now, ...found, orgs: found.orgs ?? now.orgs ?? [] };
+    this.api.renew(found.session);
+    this.link?.sessionRenewed();
+    void this.refresh();
+    return true;
+  }
+
+  /**
+   * Asks the person whether another login may take the place of `before`, which is who is signed in unless
+   * said, where it is somebody else's or ends terminals. Resolves false to stay.
+   */
+  async maySwitch(to: Credentials, before = this.credentialsNow): Promise<boolean> {
+    const live = this.workspace.panes.filter((pane) => pane.live).length;
+    if (!before || (isSamePerson(before, to) && live === 0)) return true;
+    return confirmSwitch(this.frame, who(before), who(to), live);
+  }
+
+  /** Says what went wrong with something outside of the terminals. */
+  report(thrown: unknown): void {
+    const error = UnderpassError.from(thrown);
+    this.workspace.say(`${error.message} ${error.hint}`, error);
+    this.emit("underpass-error", error);
+  }
+
   /** What the active terminal shows and holds above, as plain text. */
   screenText(): string {
     return this.workspace.active?.view.text() ?? "";
@@ -347,11 +380,16 @@ export class UnderpassConsole extends HTMLElement {
   /** The session ended while the page was open. Terminals that run are not taken away. */
   private async refused(error: UnderpassError): Promise<void> {
     if (this.workspace.panes.some((pane) => pane.live)) {
+      if (await this.renewedElsewhere(error)) return;
+      const ends = this.link?.ends;
+      const until = ends
+        ? `until ${ends.toLocaleTimeString([], { timeStyle: "short" })}`
+        : "for some minutes";
       this.sidebar.failed(
         new UnderpassError(
           error.code,
           error.message,
-          "Your terminals go on. For new ones, run `underpass console`.",
+          `Your terminals go on ${until}. To keep them, run \`underpass console\` and open its address in a new tab, or in this one.`,
         ),
       );
     } else if (typeof this.source === "function") {
@@ -359,6 +397,14 @@ export class UnderpassConsole extends HTMLElement {
     } else {
       this.signOut(error);
     }
+  }
+
+  /** Whether whoever gives credentials has a session of the same person by now. */
+  private async renewedElsewhere(error: UnderpassError): Promise<boolean> {
+    const { source, generation } = this;
+    if (typeof source !== "function") return false;
+    const found = await within(CREDENTIALS_MS, source(error), "Signing in").catch(() => undefined);
+    return generation === this.generation && found !== undefined && this.renew(found);
   }
 
   /** A person signs out: the session ends at control too, once the address is given back. */
@@ -509,4 +555,14 @@ declare global {
   interface HTMLElementTagNameMap {
     "underpass-console": UnderpassConsole;
   }
+}
+
+/** Whether two logins are the same person's; a person may have come to more organisations meanwhile. */
+export function isSamePerson(one: Credentials, other: Credentials): boolean {
+  return one.user === other.user;
+}
+
+function who(login: Credentials): { user: string; orgs: string } {
+  const orgs = (login.orgs ?? []).map((org) => org.name).sort();
+  return { user: login.user ?? "somebody", orgs: orgs.join(", ") };
 }

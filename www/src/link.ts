@@ -34,6 +34,8 @@ export class Link {
   private attempt: Attempt | undefined;
   private timer: ReturnType<typeof setTimeout> | undefined;
   private renewedAt = 0;
+  /** Unix milliseconds. */
+  private expires: number | undefined;
 
   constructor(
     private readonly api: Api,
@@ -63,6 +65,16 @@ export class Link {
 
   get lease(): Promise<Lease> | undefined {
     return this.attempt?.lease;
+  }
+
+  /** When this tab's address ends unless it is renewed, and every terminal with it. */
+  get ends(): Date | undefined {
+    return this.attempt && this.expires !== undefined ? new Date(this.expires) : undefined;
+  }
+
+  /** The session is a new one: the address is renewed by it at once. */
+  sessionRenewed(): void {
+    if (this.attempt?.tunnel) void this.renew(this.attempt);
   }
 
   stats(): TunnelStats | undefined {
@@ -110,6 +122,7 @@ export class Link {
       () => {
         if (this.attempt !== attempt) return;
         this.renewedAt = Date.now();
+        void attempt.lease.then((lease) => this.leased(lease));
         this.renewIn(RENEW_MS);
         this.set("up");
       },
@@ -162,11 +175,28 @@ export class Link {
         return;
       }
       if (now.relay.token) attempt.tunnel?.setRelayToken?.(now.relay.token);
+      this.leased(now);
       this.renewIn(RENEW_MS);
-    } catch {
+    } catch (thrown) {
+      if (this.attempt !== attempt) return;
       // The lease has five minutes left at the first failure: keep asking, say nothing yet.
-      if (this.attempt === attempt) this.renewIn(RENEW_AGAIN_MS);
+      if (this.expires === undefined || Date.now() < this.expires) {
+        this.renewIn(RENEW_AGAIN_MS);
+        return;
+      }
+      const why = UnderpassError.from(thrown);
+      void this.close(
+        new UnderpassError(
+          "lease_ended",
+          `This tab's address ended and could not be renewed: ${why.message}`,
+          why.hint,
+        ),
+      );
     }
+  }
+
+  private leased(lease: Lease): void {
+    this.expires = lease.expires * 1000;
   }
 
   private set(state: LinkState): void {

@@ -5,7 +5,7 @@
  */
 import { Api, isSignedOut, isTransient, type Login } from "./api";
 import "./element";
-import type { Credentials, ThemeChoice } from "./element";
+import { type Credentials, isSamePerson, type ThemeChoice } from "./element";
 import { UnderpassError } from "./errors";
 
 const SESSION = "underpass.session";
@@ -16,6 +16,8 @@ if (!element) throw new Error("the page has no <underpass-console>");
 
 let token: string | undefined;
 let wanted: { app: string; instance: string } | undefined;
+/** Whose terminals this tab may hold. */
+let signedIn: Login | undefined;
 /** The code of a program that waits to be let in. */
 let waiting: string | undefined;
 takeFragment();
@@ -39,6 +41,7 @@ element.addEventListener("underpass-theme", (event) => {
 document.documentElement.dataset.scheme = element.scheme;
 
 element.addEventListener("underpass-ready", () => {
+  signedIn = kept();
   if (wanted) element.open(wanted);
   wanted = undefined;
   askAboutProgram();
@@ -51,13 +54,16 @@ element.addEventListener("underpass-select", (event) => {
   const fragment = place ? `#${new URLSearchParams({ app: place.app, instance: place.instance })}` : "";
   history.replaceState(null, "", location.pathname + location.search + fragment);
 });
-element.addEventListener("underpass-signed-out", () => sessionStorage.removeItem(SESSION));
-element.credentials = credentials;
+element.addEventListener("underpass-signed-out", () => {
+  signedIn = undefined;
+  sessionStorage.removeItem(SESSION);
+});
+void arrive();
 
 // A fresh address pasted into this tab changes the fragment alone: the page stays, and signs in again.
 addEventListener("hashchange", () => {
   takeFragment();
-  if (token) element.credentials = credentials;
+  if (token) void arrive();
   else if (kept()) askAboutProgram();
 });
 
@@ -73,9 +79,53 @@ function fitViewport(): void {
   if (covered) window.scrollTo(0, 0);
 }
 
+/**
+ * Somebody opened an address. A login of the person who is signed in renews their session under their
+ * terminals; one of somebody else replaces it only when the person says so.
+ */
+async function arrive(): Promise<void> {
+  if (!element) return;
+  const before = signedIn ?? kept();
+  const fresh = token;
+  if (!fresh || !before) {
+    element.credentials = credentials;
+    return;
+  }
+  token = undefined;
+  let login: Login;
+  try {
+    login = await Api.login("", fresh);
+  } catch (thrown) {
+    // Who was signed in stays so.
+    if (!signedIn) element.credentials = credentials;
+    element.report(thrown);
+    return;
+  }
+  if (signedIn && element.renew(login)) {
+    keep(login);
+    if (wanted) element.open(wanted);
+    wanted = undefined;
+    askAboutProgram();
+    return;
+  }
+  if (await element.maySwitch(login, before)) {
+    keep(login);
+    void new Api("", before.session).end().catch(() => {});
+  } else {
+    void new Api("", login.session).end().catch(() => {});
+    if (signedIn) return;
+  }
+  element.credentials = credentials;
+}
+
+function keep(login: Login): void {
+  sessionStorage.setItem(SESSION, JSON.stringify(login));
+  if (signedIn) signedIn = login;
+}
+
 async function credentials(refused?: UnderpassError): Promise<Credentials | undefined> {
   if (refused && isSignedOut(refused)) sessionStorage.removeItem(SESSION);
-  if (!token && !kept() && waiting) token = await tokenOfAnotherTab();
+  if (!token && !kept() && (waiting || (refused && signedIn))) token = await tokenOfAnotherTab();
   const fresh = token;
   token = undefined;
   if (fresh) {
@@ -85,7 +135,12 @@ async function credentials(refused?: UnderpassError): Promise<Credentials | unde
       if (isTransient(UnderpassError.from(thrown))) token = fresh;
       throw thrown;
     });
-    sessionStorage.setItem(SESSION, JSON.stringify(login));
+    // The tab that answered may be somebody else's: a session that ended is not replaced by theirs.
+    if (refused && signedIn && !isSamePerson(signedIn, login)) {
+      void new Api("", login.session).end().catch(() => {});
+      return undefined;
+    }
+    keep(login);
     return login;
   }
   const login = kept();

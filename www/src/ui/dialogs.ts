@@ -91,6 +91,55 @@ export function confirmProgram(
   });
 }
 
+/** Asks before another person's login takes the place of the one this tab has; false is to stay. */
+export function confirmSwitch(
+  root: ParentNode & Node,
+  from: { user: string; orgs: string },
+  to: { user: string; orgs: string },
+  terminals: number,
+): Promise<boolean> {
+  return new Promise((resolve) => {
+    const stay = h("button", { class: "button primary", type: "button" }, `Stay ${from.user}`);
+    const go = h("button", { class: "button", type: "button" }, `Switch to ${to.user}`);
+    const loss =
+      terminals === 0
+        ? "Only if you opened that address yourself."
+        : `Only if you opened that address yourself. It ends ${terminals === 1 ? "your terminal" : `your ${terminals} terminals`} here.`;
+    const dialog = h(
+      "dialog",
+      {
+        class: "dialog",
+        part: "dialog",
+        "aria-labelledby": "switch-title",
+        "aria-describedby": "switch-why",
+      },
+      h("header", { class: "dialog-head" }, h("h2", { id: "switch-title" }, "Switch to another login?")),
+      h("p", { id: "switch-why" }, `The address brought another login. ${loss}`),
+      h(
+        "dl",
+        { class: "shortcuts" },
+        h("div", {}, h("dt", {}, "Now"), h("dd", {}, `${from.user} (${from.orgs})`)),
+        h("div", {}, h("dt", {}, "Then"), h("dd", {}, `${to.user} (${to.orgs})`)),
+      ),
+      h("div", { class: "dialog-actions" }, go, stay),
+    );
+    let answer = false;
+    go.addEventListener("click", () => {
+      answer = true;
+      dialog.close();
+    });
+    stay.addEventListener("click", () => dialog.close());
+    dialog.addEventListener("close", () => {
+      dialog.remove();
+      resolve(answer);
+    });
+    root.append(dialog);
+    dialog.showModal();
+    // A person who types on while a link opens stays who they are.
+    stay.focus();
+  });
+}
+
 /** Asks before `text` is pasted line by line; resolves false when dismissed. */
 export function confirmPaste(root: ParentNode & Node, text: string): Promise<boolean> {
   const lines = text.replace(/[\r\n]+$/, "").split(/\r\n|\r|\n/);
