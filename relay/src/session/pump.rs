@@ -3,6 +3,9 @@
 //! Each turn reads what the client sent, sends it to the gateway, drains the gateway's socket and
 //! writes what is ready as one message. The next message is begun when the last has left for the
 //! kernel, so that what cannot be dropped any more is one message and the kernel's unsent bytes.
+//!
+//! The file is long because it is one state machine: its two directions share the socket, the
+//! buffers and the clock, and apart they would be methods of one another.
 
 use std::{
     collections::VecDeque,
