@@ -179,25 +179,25 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let notes = Arc::clone(&notes);
-                thread::spawn(move || carry(client, &notes));
+                thread::spawn(move || carry(&client, &notes));
             }
         });
         Proxy { port, asked }
     }
 }
 
-fn carry(client: TcpStream, asked: &Mutex<Vec<String>>) -> io::Result<()> {
+fn carry(mut client: &TcpStream, asked: &Mutex<Vec<String>>) -> io::Result<()> {
     let mut reader = BufReader::new(client.try_clone()?);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head)? > 0 {}
     let to = head.split(' ').nth(1).unwrap_or_default().to_owned();
     if !head.contains(LOGIN) {
-        return (&client).write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
+        return client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
     }
     let port = to.rsplit(':').next().unwrap_or_default();
     let server = TcpStream::connect(format!("127.0.0.1:{port}"))?;
     asked.lock().expect("no panic").push(to);
-    (&client).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+    client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
     let (mut from, mut into) = (server.try_clone()?, client.try_clone()?);
     let back = thread::spawn(move || {
         let _ = io::copy(&mut from, &mut into);
