@@ -8,20 +8,24 @@
 use std::{
     io::ErrorKind,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
 use carrier::{CarrierError, Trust};
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1::SendRequest,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    time::Instant,
 };
 use url::Url;
 
@@ -45,7 +49,19 @@ pub(crate) struct Server {
     local: Option<SocketAddr>,
     trust: Trust,
     tls: Arc<rustls::ClientConfig>,
+    /// The connection of the last request: a command has several, and each connection would cost
+    /// two round trips more.
+    kept: Mutex<Option<Kept>>,
 }
+
+/// A connection that has answered, and when.
+struct Kept {
+    sender: SendRequest<Full<Bytes>>,
+    since: Instant,
+}
+
+/// A connection that was idle for longer may be one that the network has forgotten.
+const KEPT_FOR: Duration = Duration::from_secs(3);
 
 /// Answers are lists of apps and peers; nothing near this size.
 const MAX_ANSWER: usize = 8 << 20;
@@ -160,6 +176,7 @@ impl Server {
             url,
             local,
             trust,
+            kept: Mutex::new(None),
         })
     }
 
@@ -202,69 +219,10 @@ impl Server {
         body: Vec<u8>,
         session: Option<String>,
     ) -> anyhow::Result<Answer<A>> {
-        match self.local {
-            Some(address) => {
-                let stream = TcpStream::connect(address).await.map_err(|error| {
-                    let (what, hint) = match error.kind() {
-                        ErrorKind::ConnectionRefused => {
-                            ("nothing listens on", "start it with `underpass up`")
-                        }
-                        _ => (
-                            "no way to",
-                            "check this machine's network: is it connected?",
-                        ),
-                    };
-                    anyhow!(error).context(format!("{what} {address}\nhint: {hint}"))
-                })?;
-                let host = self.url.host_str().unwrap_or_default();
-                let name = host.trim_matches(['[', ']']).to_owned();
-                let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
-                let tls = connector.connect(name.clone().try_into()?, stream).await;
-                let tls = tls.map_err(|error| match CarrierError::of_tls(&name, &error) {
-                    CarrierError::TlsUntrusted { reason, .. }
-                    | CarrierError::TlsFailed { reason, .. } => anyhow!(
-                        "{address} is not the system that was started here: {reason}\n\
-                         hint: something in between may answer for it, such as a login page or a \
-                         proxy that inspects TLS; if `underpass up` was given another certificate, \
-                         restart it"
-                    ),
-                    other => unreachable(&self.url, &self.trust, &other),
-                })?;
-                self.ask(tls, method, path, body, session).await
-            }
-            None => {
-                let reached = carrier::reach(&self.url, Arc::clone(&self.tls)).await;
-                let stream =
-                    reached.map_err(|error| unreachable(&self.url, &self.trust, &error))?;
-                self.ask(stream, method, path, body, session).await
-            }
-        }
-    }
-
-    async fn ask<A: DeserializeOwned>(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        method: &Method,
-        path: &str,
-        body: Vec<u8>,
-        session: Option<String>,
-    ) -> anyhow::Result<Answer<A>> {
-        let lost = |error: hyper::Error| {
-            anyhow!(
-                "{} broke the connection: {error}\nhint: try again; something in between may \
-                 interfere",
-                origin(&self.url)
-            )
-        };
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(lost)?;
-        let connection = tokio::spawn(connection);
-        let authority = self.url.authority();
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, authority)
+            .header(header::HOST, self.url.authority())
             .header(header::CONTENT_TYPE, "application/json")
             .header(
                 header::USER_AGENT,
@@ -276,12 +234,16 @@ impl Server {
             request = request.header(header::AUTHORIZATION, bearer);
         }
         let request = request.body(Full::new(Bytes::from(body)))?;
-        let response = sender.send_request(request).await.map_err(lost)?;
+        let (mut sender, response) = self.send(request).await?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow!("the answer broke off: {error}"))?;
         let body = body.to_bytes();
-        connection.abort();
+        // Ready again only where the server keeps the connection too.
+        if sender.ready().await.is_ok() {
+            let since = Instant::now();
+            *self.kept() = Some(Kept { sender, since });
+        }
         if !head.status.is_success() {
             let refused = Refused::read(&self.url, head.status, &head.headers, &body);
             return Ok(Answer::Refused(refused));
@@ -292,7 +254,87 @@ impl Server {
             Err(_) => Err(not_ours(&self.url, head.status, &head.headers)),
         }
     }
+
+    /// Over the connection that was kept, or a new one.
+    async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> anyhow::Result<(SendRequest<Full<Bytes>>, Response<Incoming>)> {
+        let lost = |error: hyper::Error| {
+            anyhow!(
+                "{} broke the connection: {error}\nhint: try again; something in between may \
+                 interfere",
+                origin(&self.url)
+            )
+        };
+        let kept = self.kept().take();
+        if let Some(mut kept) = kept.filter(|kept| kept.since.elapsed() < KEPT_FOR)
+            && !kept.sender.is_closed()
+        {
+            match kept.sender.try_send_request(request).await {
+                Ok(response) => return Ok((kept.sender, response)),
+                // It was closed before anything was sent.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(lost(error.into_error())),
+                },
+            }
+        }
+        let stream = self.connect().await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(lost)?;
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(lost)?;
+        Ok((sender, response))
+    }
+
+    async fn connect(&self) -> anyhow::Result<Box<dyn Io>> {
+        let Some(address) = self.local else {
+            let reached = carrier::reach(&self.url, Arc::clone(&self.tls)).await;
+            let stream = reached.map_err(|error| unreachable(&self.url, &self.trust, &error))?;
+            return Ok(Box::new(stream));
+        };
+        let stream = TcpStream::connect(address).await.map_err(|error| {
+            let (what, hint) = match error.kind() {
+                ErrorKind::ConnectionRefused => {
+                    ("nothing listens on", "start it with `underpass up`")
+                }
+                _ => (
+                    "no way to",
+                    "check this machine's network: is it connected?",
+                ),
+            };
+            anyhow!(error).context(format!("{what} {address}\nhint: {hint}"))
+        })?;
+        // A request is its head and its body: the second does not wait for news of the first.
+        let _ = stream.set_nodelay(true);
+        let host = self.url.host_str().unwrap_or_default();
+        let name = host.trim_matches(['[', ']']).to_owned();
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
+        let tls = connector.connect(name.clone().try_into()?, stream).await;
+        let tls = tls.map_err(|error| match CarrierError::of_tls(&name, &error) {
+            CarrierError::TlsUntrusted { reason, .. } | CarrierError::TlsFailed { reason, .. } => {
+                anyhow!(
+                    "{address} is not the system that was started here: {reason}\n\
+                     hint: something in between may answer for it, such as a login page or a \
+                     proxy that inspects TLS; if `underpass up` was given another certificate, \
+                     restart it"
+                )
+            }
+            other => unreachable(&self.url, &self.trust, &other),
+        })?;
+        Ok(Box::new(tls))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// A byte stream to a server.
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Why a server cannot be reached, and what a person can type where its certificate is unknown.
 fn unreachable(url: &Url, trust: &Trust, error: &CarrierError) -> anyhow::Error {

@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::{
     net::UdpSocket,
     sync::{mpsc, watch},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -126,8 +127,12 @@ async fn serve(args: &Args, peer: &Peer, socket: UdpSocket) -> anyhow::Result<()
         // Nobody waits for it while there is no client.
         let _ = token.send(renewed);
     });
+    // On a thread of the runtime, where waking a session costs no system call: it runs there when
+    // the port has been emptied, and finds all that came.
+    let mut distributing = JoinSet::new();
+    distributing.spawn(distribute(bridge));
     tokio::select! {
-        ended = distribute(&bridge) => ended,
+        Some(ended) = distributing.join_next() => ended?,
         () = keep => Err(lease_lost()),
     }
 }
@@ -141,7 +146,7 @@ struct Bridge {
 }
 
 /// Gives each datagram to the session of its sender.
-async fn distribute(bridge: &Arc<Bridge>) -> anyhow::Result<()> {
+async fn distribute(bridge: Arc<Bridge>) -> anyhow::Result<()> {
     let mut clients: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
     let mut buffer = vec![0; LARGEST + 1];
     loop {
@@ -166,7 +171,7 @@ async fn distribute(bridge: &Arc<Bridge>) -> anyhow::Result<()> {
                     continue;
                 }
                 let (client, datagrams) = mpsc::channel(QUEUE);
-                tokio::spawn(session(Arc::clone(bridge), from, datagrams));
+                tokio::spawn(session(Arc::clone(&bridge), from, datagrams));
                 clients.insert(from, client.clone());
                 client
             }
