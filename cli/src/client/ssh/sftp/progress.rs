@@ -40,8 +40,8 @@ impl Progress {
         }
     }
 
-    pub(super) fn end(&self) {
-        if self.shown.is_some() {
+    pub(super) fn end(mut self) {
+        if self.shown.take().is_some() {
             self.show("\n");
         }
     }
@@ -83,6 +83,15 @@ impl Progress {
             format!("{:room$}", self.name)
         };
         format!("{name}  {figures}")
+    }
+}
+
+/// A copy that broke off leaves its line to be read, and what is said of it has its own.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown.is_some() {
+            crate::output::to_stderr(format_args!("\n"));
+        }
     }
 }
 
