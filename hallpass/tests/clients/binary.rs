@@ -43,10 +43,13 @@ async fn start_within(world: &mut World, users: &str, mut command: Command) -> C
         .env("NO_COLOR", "1");
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = lines.next_line().await.unwrap().unwrap();
-    let (_, address) = line
-        .split_once("address=")
-        .unwrap_or_else(|| panic!("{line}"));
+    // It may say first that the certificate, which is young, ends soon.
+    let address = loop {
+        let line = lines.next_line().await.unwrap().expect("it listens");
+        if let Some((_, address)) = line.split_once("address=") {
+            break address.to_owned();
+        }
+    };
     world.address = address.trim().parse().unwrap();
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     child

@@ -244,7 +244,7 @@ async fn the_person_refused_is_told_why() {
     let cases = [
         (
             "certificate_ca_unknown",
-            "another organisation",
+            "it is another's",
             Says {
                 ca: STRANGER,
                 ..good()
