@@ -7,6 +7,7 @@ mod issue;
 mod key_agent;
 mod sftp;
 pub(crate) mod target;
+mod watch;
 
 use std::{
     path::{Path, PathBuf},

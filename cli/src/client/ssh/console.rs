@@ -23,7 +23,7 @@ use tunnel::Class;
 
 use crate::client::{
     network::{self, Io, Network, Peer},
-    ssh::{Certified, fresh_key, key_agent, target},
+    ssh::{Certified, fresh_key, key_agent, target, watch},
     terminal::{self, RawMode, ended_by_signal, exit_code_of_signal},
 };
 
@@ -107,7 +107,10 @@ async fn within(args: &Args, network: &Network) -> anyhow::Result<u8> {
         Some(_) => RawMode::begin().context("the terminal cannot be used")?,
         None => None,
     };
-    let ended = pump(read, Arc::new(write), raw.is_some()).await;
+    let ended = tokio::select! {
+        ended = pump(read, Arc::new(write), raw.is_some()) => ended,
+        gone = watch::gone(network, &host) => Err(gone),
+    };
     // The terminal is itself again before anything is said on it.
     drop(raw);
     session.close().await;
