@@ -32,6 +32,12 @@ impl Environment {
             .or_insert_with(|| value.into());
     }
 
+    /// Whether a variable says what characters are (POSIX.1-2017 section 8.2).
+    pub(crate) fn names_characters(&self) -> bool {
+        let said = |name| self.0.get(name).is_some_and(|value| !value.is_empty());
+        ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().any(said)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &OsString)> {
         self.0.iter()
     }

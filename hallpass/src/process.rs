@@ -88,6 +88,9 @@ impl Plan {
             self.environment.set("SHELL", shell);
         }
         self.environment.set_default("PATH", DEFAULT_PATH);
+        if !self.environment.names_characters() {
+            self.environment.set("LANG", DEFAULT_LANG);
+        }
         let home = access(&account.home, AccessFlags::X_OK).is_ok() && account.home.is_dir();
         self.directory = if home {
             account.home.clone()
@@ -182,5 +185,8 @@ pub(crate) fn signal(name: &str) -> Option<Signal> {
     })
 }
 
+/// Where nobody says what characters are: without it a shell takes the bytes of a letter that is
+/// not ASCII for commands. glibc and musl have this one without any locale files.
+const DEFAULT_LANG: &str = "C.UTF-8";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const LOST: u32 = 255;

@@ -101,6 +101,10 @@ async fn the_environment() {
             "{name} in {output}"
         );
     }
+
+    // Nobody says what characters are: letters are letters all the same.
+    let output = ok(&run(world.ssh(&["echo $LANG; printf 漢 | wc -m"])).await);
+    assert_eq!(output, "C.UTF-8\n1\n");
 }
 
 #[tokio::test]
