@@ -53,7 +53,7 @@ enum Command {
     Orgs(client::orgs::Command),
     /// List apps and their instances
     Apps(client::apps::Args),
-    /// Start and stop the instances of a demo
+    /// List instances; start and stop those of a demo
     #[command(subcommand)]
     Instances(client::instances::Command),
     /// Create, list and remove WireGuard peers

@@ -229,6 +229,11 @@ fn behind_a_proxy_everything_goes_through_it() {
     insta::assert_snapshot!(refused.replace(&proxy.port.to_string(), "[port]"));
     out(&run(&login, &variable));
     assert!(out(&run(&["apps"], &variable)).contains("worker"));
+    let of_web = out(&run(
+        &["instances", "list", "-a", "web", "--json"],
+        &variable,
+    ));
+    assert!(of_web.contains(r#""app":"web""#) && !of_web.contains("worker"));
     let shell = [
         "ssh",
         "console",

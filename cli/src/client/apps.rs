@@ -30,7 +30,7 @@ pub(crate) struct App {
 pub(crate) struct Instance {
     pub(crate) id: String,
     pub(crate) region: String,
-    address: String,
+    pub(crate) address: String,
     pub(crate) started: bool,
 }
 
@@ -50,11 +50,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&apps)?);
         return Ok(());
     }
+    print_instances(&apps.apps);
+    Ok(())
+}
+
+/// A line per instance, below a line of titles.
+pub(crate) fn print_instances<'a>(apps: impl IntoIterator<Item = &'a App>) {
     println!(
         "{:<16} {:<16} {:<8} {:<8} ADDRESS",
         "APP", "INSTANCE", "REGION", "STATE"
     );
-    for app in &apps.apps {
+    for app in apps {
         for instance in &app.instances {
             let state = if instance.started {
                 "started"
@@ -67,5 +73,4 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             );
         }
     }
-    Ok(())
 }

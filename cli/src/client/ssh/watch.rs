@@ -41,7 +41,7 @@ pub(super) async fn gone(network: &Network, host: &str) -> anyhow::Error {
         if judge.is_gone(hosts.contains(&true), gateway) {
             return anyhow!(
                 "{host} does not answer any more, and its gateway does (instance_silent)\n\
-                 hint: underpass apps lists what runs"
+                 hint: underpass instances list shows which run"
             );
         }
     }
