@@ -15,6 +15,7 @@ pub mod instance;
 pub mod load;
 pub mod path;
 pub mod server;
+pub mod syscalls;
 
 use std::{fs, process};
 

@@ -24,6 +24,7 @@ use crate::{
     cpu_nanos,
     path::Place,
     server::{Server, Side},
+    syscalls::Syscalls,
 };
 
 /// The size of every datagram.
@@ -51,12 +52,12 @@ pub enum Load {
     Flood,
 }
 
-/// How the gateway's side sends; a client's side has TCP.
+/// How a side sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
-    /// One datagram in a call.
+    /// One datagram in a call; a client's, in a message and a TLS record of its own.
     Plain,
-    /// Batches by GSO.
+    /// Batches by GSO; a client's, in one message.
     Gso,
 }
 
@@ -92,6 +93,10 @@ pub struct Sample {
     pub p50_ms: f64,
     /// See `p50_ms`.
     pub p99_ms: f64,
+    /// How many arrived.
+    pub arrived: usize,
+    /// System calls of the server per datagram that arrived, where they were counted.
+    pub syscalls: f64,
 }
 
 /// Clients of one server, and the gateway behind it.
@@ -161,6 +166,16 @@ impl World {
         Ok(self)
     }
 
+    /// The system calls of the server per datagram that arrives.
+    ///
+    /// # Errors
+    /// When a connection is lost, or the kernel does not count.
+    pub fn syscalls(&mut self, plan: Plan) -> anyhow::Result<f64> {
+        let mut syscalls = Syscalls::of(self.pid)?;
+        let sample = self.run(plan)?;
+        Ok(syscalls.count()? as f64 / sample.arrived as f64)
+    }
+
     /// Runs one measurement.
     ///
     /// # Errors
@@ -195,10 +210,10 @@ impl World {
                 skipped += waiting - most;
                 waiting = most;
             }
-            let one_send = match (plan.sender, plan.direction, plan.load) {
-                (Sender::Plain, Direction::Down, Load::Flood) => 16,
-                (Sender::Plain, Direction::Down, _) => usize::MAX,
-                _ => BATCH,
+            let one_send = match (plan.sender, plan.load) {
+                (Sender::Plain, Load::Flood) => 16,
+                (Sender::Plain, _) => usize::MAX,
+                (Sender::Gso, _) => BATCH,
             };
             let ready = match (plan.sender, plan.load) {
                 (Sender::Gso, Load::Even) => waiting >= BATCH,
@@ -208,7 +223,10 @@ impl World {
                 let mut count = waiting.min(one_send);
                 while count > 0 {
                     let now = self.epoch.elapsed().as_nanos() as u64;
-                    let part = count.min(BATCH);
+                    let part = match plan.sender {
+                        Sender::Plain => 1,
+                        Sender::Gso => count.min(BATCH),
+                    };
                     for datagram in batch.chunks_exact_mut(LENGTH).take(part) {
                         datagram[16..24].copy_from_slice(&now.to_le_bytes());
                     }
@@ -276,6 +294,8 @@ impl World {
             client_us: tally.client.as_secs_f64() * 1e6 / arrived as f64,
             p50_ms: at(0.5),
             p99_ms: at(0.99),
+            arrived,
+            syscalls: f64::NAN,
         })
     }
 

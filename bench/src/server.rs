@@ -39,6 +39,14 @@ pub enum Side {
 }
 
 impl Side {
+    /// By its name.
+    pub fn named(name: &str) -> Side {
+        match name {
+            "relay" => Side::Relay,
+            _ => Side::Baseline,
+        }
+    }
+
     /// Its name in the output, and as an argument.
     pub fn name(self) -> &'static str {
         match self {
@@ -115,10 +123,7 @@ impl Drop for Server {
 /// # Errors
 /// When it cannot listen.
 pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
-    let side = match side {
-        "relay" => Side::Relay,
-        _ => Side::Baseline,
-    };
+    let side = Side::named(side);
     let gateway = gateway.parse()?;
     pin(SERVER_CORE)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

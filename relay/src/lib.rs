@@ -29,6 +29,8 @@ mod router;
 pub mod serve;
 mod session;
 mod slots;
+#[cfg(test)]
+mod slow_path;
 pub mod tls;
 mod tls_stream;
 mod token;

@@ -8,8 +8,9 @@
 //!
 //! A queue may be somebody else's, or the path's round trips differ by nature: then holding back
 //! empties nothing and costs what the path would carry. When the rate has fallen by half since
-//! holding back began, or the queue stands in spite of it, it ends for [`TRUCE`]; if that brought
-//! nothing either, the next comes later.
+//! holding back began, or the queue stands in spite of it, twice as much is let out for a moment: a
+//! path that then carries half as much again is shared, and left alone for [`TRUCE`]. Where it
+//! brought nothing, the next such moment comes later.
 //!
 //! The idea is that of BBR (draft-ietf-ccwg-bbr) and LEDBAT (RFC 6817), kept beside the kernel's
 //! congestion control, not in place of it.
@@ -17,20 +18,27 @@
 use std::time::Duration;
 
 /// What a path may add to its shortest round trip before it is held back, and keeps then.
-const PATIENCE: Duration = Duration::from_millis(8);
+const PATIENCE: Duration = Duration::from_millis(5);
 /// What may always lie there: less would leave the path idle between two looks.
 const LEAST: u64 = 16 * 1024;
 /// More than any path with a shorter queue than this needs.
 const MOST: u64 = 16 * 1024 * 1024;
-/// Without a limit the path is looked at once in so many bytes.
+/// Without a limit the path is looked at once in so many bytes ...
 const STRIDE: u64 = 32 * 1024;
+/// ... and, while it is [`crowded`](Pace::is_crowded), in so many.
+const SHORT_STRIDE: u64 = 8 * 1024;
+/// With so many bytes unsent it is.
+const CROWD: u64 = 4 * 1024;
 /// With one, the rate is that of at least so much time.
 const WINDOW: Duration = Duration::from_millis(40);
 /// How long a path is left alone that nothing was won on.
 const TRUCE: Duration = Duration::from_secs(10);
-/// How many windows a queue may stand in spite of holding back, at first and at most.
+/// A trial lasts so many windows: in the first, what was let out arrives.
+const TRIAL: u32 = 2;
+/// How many windows a queue may stand in spite of holding back, at first; and how many times that
+/// grows, by four.
 const BORNE: u32 = 8;
-const BORNE_LONGEST: u32 = 2048;
+const MOST_BORNE: u32 = 4;
 
 /// What the kernel says of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,6 +60,8 @@ pub(crate) struct Path {
 pub(crate) struct Pace {
     /// Bytes that may be written before the path is looked at again.
     room: u64,
+    /// The kernel had bytes that it could not send, when it was asked last.
+    crowded: bool,
     held: Option<Held>,
     truce: Option<Truce>,
     /// How many windows a queue may stand, as a power of four times [`BORNE`].
@@ -71,6 +81,10 @@ struct Truce {
 struct Held {
     /// Bytes that may lie in the kernel.
     limit: u64,
+    /// Bytes that the path carries in a second.
+    rate: u64,
+    /// Bytes that have to leave before something is written.
+    excess: u64,
     /// The rate when holding back began: while what stood in the queue left it.
     before: Option<u64>,
     /// Since when the rate is measured, and what had been acknowledged then.
@@ -79,6 +93,16 @@ struct Held {
     waited: bool,
     /// For so many windows the queue has stood in spite of it.
     stood: u32,
+    trial: Option<Trial>,
+}
+
+/// Twice as much is let out, to see whether the path carries more then.
+#[derive(Debug)]
+struct Trial {
+    /// The rate before.
+    rate: u64,
+    /// It lasts for so many windows more.
+    left: u32,
 }
 
 impl Pace {
@@ -91,30 +115,55 @@ impl Pace {
         self.room = self.room.saturating_sub(bytes);
     }
 
+    /// Whether the path takes less than it is given: then each write is to be a segment of its own
+    /// in the kernel, which asks whether there is room (`TCP_NOTSENT_LOWAT`) for a new one alone
+    /// and otherwise appends up to 64 KB to the last.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded || self.held.is_some()
+    }
+
+    /// How long it takes until there is room.
+    pub(crate) fn wait(&self) -> Duration {
+        let Some(held) = &self.held else {
+            return SHORTEST_WAIT;
+        };
+        let micros = held.excess.saturating_mul(1_000_000) / held.rate.max(1);
+        Duration::from_micros(micros).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    }
+
     /// Takes what the kernel says. `now` is the time since any fixed moment.
     pub(crate) fn look(&mut self, now: Duration, path: &Path) {
         let queued = path.round_trip.saturating_sub(path.shortest);
+        self.crowded = path.unsent > CROWD;
+        let stride = if self.crowded { SHORT_STRIDE } else { STRIDE };
         if let Some(Truce { since, held }) = self.truce
             && now.saturating_sub(since.0) >= TRUCE
         {
             self.truce = None;
             let bytes = path.acknowledged.saturating_sub(since.1);
             let won = per_second(bytes, now.saturating_sub(since.0)) > held + held / 2;
-            self.borne = if won { 0 } else { (self.borne + 1).min(4) };
+            self.borne = if won {
+                0
+            } else {
+                (self.borne + 1).min(MOST_BORNE)
+            };
         }
         if self.held.is_none() && queued > PATIENCE && self.truce.is_none() {
             // The kernel's own rate is that of a burst that a token bucket let through.
             let rate = per_second(path.in_flight, path.round_trip);
             self.held = Some(Held {
                 limit: fitting(rate, path.shortest),
+                rate,
+                excess: 0,
                 before: None,
                 since: (now, path.acknowledged),
                 waited: false,
                 stood: 0,
+                trial: None,
             });
         }
         let Some(held) = &mut self.held else {
-            self.room = STRIDE;
+            self.room = stride;
             return;
         };
         let (since, acknowledged) = held.since;
@@ -123,35 +172,62 @@ impl Pace {
             let bytes = path.acknowledged.saturating_sub(acknowledged);
             let rate = per_second(bytes, window);
             let before = *held.before.get_or_insert(rate);
+            held.rate = rate;
             held.since = (now, path.acknowledged);
-            if std::mem::take(&mut held.waited) {
-                held.stood = if queued > 2 * PATIENCE {
-                    held.stood + 1
-                } else {
-                    0
-                };
-                let borne = (BORNE << (2 * self.borne)).min(BORNE_LONGEST);
-                if queued > PATIENCE && (rate < before / 2 || held.stood > borne) {
+            let waited = std::mem::take(&mut held.waited);
+            match held.trial.take() {
+                // What is offered is less than what may leave: that tells nothing.
+                Some(_) if !waited => held.limit /= 2,
+                Some(trial) if trial.left > 0 => {
+                    let left = trial.left - 1;
+                    held.trial = Some(Trial { left, ..trial });
+                }
+                Some(trial) if rate > trial.rate + trial.rate / 2 => {
                     let since = (now, path.acknowledged);
-                    self.truce = Some(Truce { since, held: rate });
+                    let held = trial.rate;
+                    self.truce = Some(Truce { since, held });
                     self.held = None;
-                    self.room = STRIDE;
+                    self.room = stride;
                     return;
                 }
-                if queued > PATIENCE {
+                Some(_) => {
                     held.limit = fitting(rate, path.shortest);
-                } else if queued < PATIENCE / 2 {
-                    held.limit += held.limit / 4;
+                    held.before = Some(rate);
+                    held.stood = 0;
+                    self.borne = (self.borne + 1).min(MOST_BORNE);
+                }
+                None if !waited => {}
+                None => {
+                    held.stood = if queued > 2 * PATIENCE {
+                        held.stood + 1
+                    } else {
+                        0
+                    };
+                    if queued > PATIENCE
+                        && (rate < before / 2 || held.stood > BORNE << (2 * self.borne))
+                    {
+                        held.limit *= 2;
+                        held.trial = Some(Trial {
+                            rate,
+                            left: TRIAL - 1,
+                        });
+                    } else if queued > PATIENCE {
+                        held.limit = fitting(rate, path.shortest);
+                    } else if queued < PATIENCE / 2 {
+                        held.limit += held.limit / 4;
+                    }
                 }
             }
             if held.limit > MOST {
                 self.held = None;
-                self.room = STRIDE;
+                self.room = stride;
                 return;
             }
         }
-        self.room = held.limit.saturating_sub(path.in_flight + path.unsent);
+        let there = path.in_flight + path.unsent;
+        self.room = held.limit.saturating_sub(there);
         if self.room < SMALLEST {
+            held.excess = there + SMALLEST - held.limit;
             self.room = 0;
             held.waited = true;
         }
@@ -171,6 +247,9 @@ fn fitting(rate: u64, shortest: Duration) -> u64 {
 
 /// A write of less than this is put off.
 const SMALLEST: u64 = 1400;
+/// What is put off is put off for at least and at most so long.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -246,8 +325,9 @@ mod tests {
             path.run(&mut pace, 0, 500, 0);
             let begun = path.acknowledged;
             let worst = path.run(&mut pace, 500, 2000, 0);
-            let least = Duration::from_micros(LEAST * 8 / megabits);
-            let bound = base + (PATIENCE * 2).max(least + Duration::from_millis(2));
+            // A trial doubles it for a moment.
+            let least = Duration::from_micros(2 * LEAST * 8 / megabits);
+            let bound = base + (PATIENCE * 4).max(least + Duration::from_millis(2));
             assert!(worst <= bound, "{megabits} Mbit/s, {base:?}: {worst:?}");
             let used = (path.acknowledged - begun) / 2;
             assert!(used > path.rate * 9 / 10, "{megabits} Mbit/s: {used}");

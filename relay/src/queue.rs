@@ -11,9 +11,12 @@ const HANDSHAKE_AGE: Duration = Duration::from_secs(5);
 /// A queue whose oldest datagram was late whenever one left, for its whole age, stands: a path is
 /// slower than what comes. Data that waits in it gains nothing by waiting, and costs every packet
 /// behind it.
-const STANDING_AGE: Duration = Duration::from_millis(8);
+const STANDING_AGE: Duration = Duration::from_millis(6);
 /// Half of that is late. That it was empty says nothing: a message takes all there is.
-const LATE: Duration = Duration::from_millis(4);
+const LATE: Duration = Duration::from_millis(3);
+/// It stands until nothing has been late for so long. One that leaves in time is no sign: what is
+/// dropped makes the next one young.
+const REST: Duration = Duration::from_millis(500);
 
 /// Room for this many datagrams of data stays when the queue is empty.
 const KEPT: usize = 64;
@@ -26,8 +29,18 @@ pub(crate) struct Queue {
     bytes: usize,
     limit: usize,
     age: Duration,
-    /// Since when what left has been late.
-    since: Option<Duration>,
+    timeliness: Timeliness,
+}
+
+/// Whether what leaves leaves in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Timeliness {
+    #[default]
+    InTime,
+    /// Nothing has, since then.
+    LateSince(Duration),
+    /// It stands; the last that was late was so then.
+    Stands(Duration),
 }
 
 /// How many datagrams a call dropped.
@@ -52,7 +65,7 @@ impl Queue {
             bytes: 0,
             limit,
             age,
-            since: None,
+            timeliness: Timeliness::InTime,
         }
     }
 
@@ -76,7 +89,9 @@ impl Queue {
             dropped.full += 1;
         }
         self.bytes += datagram.len();
-        self.since.get_or_insert(now);
+        if self.timeliness == Timeliness::InTime {
+            self.timeliness = Timeliness::LateSince(now);
+        }
         let waiting = Waiting {
             since: now,
             datagram: datagram.into(),
@@ -92,13 +107,14 @@ impl Queue {
     /// Drops what has waited too long; says how many.
     pub(crate) fn expire(&mut self, now: Duration) -> u64 {
         let mut old = 0;
-        let stands = self
-            .since
-            .is_some_and(|since| now.saturating_sub(since) > self.age);
-        let age = if stands {
-            STANDING_AGE.min(self.age)
-        } else {
-            self.age
+        if let Timeliness::LateSince(since) = self.timeliness
+            && now.saturating_sub(since) > self.age
+        {
+            self.timeliness = Timeliness::Stands(now);
+        }
+        let age = match self.timeliness {
+            Timeliness::Stands(_) => STANDING_AGE.min(self.age),
+            Timeliness::InTime | Timeliness::LateSince(_) => self.age,
         };
         for (queue, age) in [(&mut self.data, age), (&mut self.handshakes, HANDSHAKE_AGE)] {
             while let Some(first) = queue.front()
@@ -108,6 +124,9 @@ impl Queue {
                 queue.pop_front();
                 old += 1;
             }
+        }
+        if old > 0 {
+            self.was_late(now);
         }
         old
     }
@@ -137,15 +156,25 @@ impl Queue {
         waited
     }
 
-    /// Nothing stands.
+    /// Whatever waits, nothing is late.
     pub(crate) fn rested(&mut self) {
-        self.since = None;
+        self.timeliness = Timeliness::InTime;
     }
 
-    /// The oldest datagram left after so long: in time, nothing stands.
-    pub(crate) fn left(&mut self, waited: Duration) {
-        if waited < LATE {
-            self.rested();
+    /// The oldest datagram left after so long.
+    pub(crate) fn left(&mut self, now: Duration, waited: Duration) {
+        if waited >= LATE {
+            return self.was_late(now);
+        }
+        match self.timeliness {
+            Timeliness::Stands(last) if now.saturating_sub(last) <= REST => {}
+            _ => self.timeliness = Timeliness::InTime,
+        }
+    }
+
+    fn was_late(&mut self, now: Duration) {
+        if let Timeliness::Stands(last) = &mut self.timeliness {
+            *last = now;
         }
     }
 
@@ -155,11 +184,15 @@ impl Queue {
         for waiting in self.handshakes.iter_mut().chain(&mut self.data) {
             waiting.since = now;
         }
-        let since = (!self.is_empty()).then_some(now);
+        let timeliness = if self.is_empty() {
+            Timeliness::InTime
+        } else {
+            Timeliness::LateSince(now)
+        };
         Queue {
             limit,
             age,
-            since,
+            timeliness,
             ..self
         }
     }
@@ -223,27 +256,40 @@ mod tests {
     fn what_stands_is_cut_short() {
         let mut queue = Queue::new(100_000, AGE);
         let at = Duration::from_millis;
-        // Two in, one out, and late from the ninth millisecond on.
-        for millis in 0..=208 {
+        let standing = STANDING_AGE.as_millis() as usize;
+        let leaves = |queue: &mut Queue, now| {
+            let waited = queue.pop(now);
+            queue.left(now, waited);
+        };
+        // Two in, one out, and late from then on.
+        let late = 2 * LATE.as_millis() as u64 + 1;
+        for millis in 0..late + 200 {
             queue.push(at(millis), Kind::Data, &[1; 10]);
             queue.push(at(millis), Kind::Data, &[2; 10]);
-            let waited = queue.pop(at(millis));
-            queue.left(waited);
+            leaves(&mut queue, at(millis));
             assert_eq!(queue.expire(at(millis)), 0, "a burst waits");
         }
-        assert!(queue.expire(at(209)) > 0);
-        // What is left is at most 8 ms old.
-        assert_eq!(queue.len(), 2 * 8);
+        let mut now = late + 200;
+        assert!(queue.expire(at(now)) > 0);
+        assert_eq!(queue.len(), 2 * standing, "the youngest stay");
+        // One that is in time changes nothing.
         while !queue.is_empty() {
-            assert!(queue.pop(at(210)) <= at(9));
+            queue.pop(at(now));
         }
-        queue.push(at(210), Kind::Data, &[1; 10]);
-        assert_eq!(queue.expire(at(219)), 1, "it stands still");
-        queue.push(at(219), Kind::Data, &[1; 10]);
-        let waited = queue.pop(at(222));
-        queue.left(waited);
-        queue.push(at(222), Kind::Data, &[1; 10]);
-        assert_eq!(queue.expire(at(422)), 0, "one was in time");
+        queue.push(at(now), Kind::Data, &[1; 10]);
+        leaves(&mut queue, at(now));
+        queue.push(at(now), Kind::Data, &[1; 10]);
+        now += standing as u64 + 1;
+        assert_eq!(queue.expire(at(now)), 1, "it stands still");
+        // In time for half a second: the next burst waits.
+        for _ in 0..=501 {
+            queue.push(at(now), Kind::Data, &[1; 10]);
+            leaves(&mut queue, at(now));
+            now += 1;
+        }
+        queue.push(at(now), Kind::Data, &[1; 10]);
+        assert_eq!(queue.expire(at(now) + AGE), 0);
+        assert_eq!(queue.expire(at(now + 1) + AGE), 1);
     }
 
     #[test]

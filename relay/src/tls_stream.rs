@@ -5,19 +5,20 @@
 use std::{
     future::poll_fn,
     io,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
+use nix::sys::socket::{MsgFlags, send};
 use rustls::{
     ServerConfig,
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, UnbufferedStatus},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep, sleep},
 };
@@ -26,9 +27,6 @@ use crate::{pace::Pace, path::path_of, pool};
 
 /// What is encrypted at once; with what TLS adds it fits a pooled buffer.
 const WRITE: usize = 64 * 1024;
-
-/// How long a connection that is held back waits before it looks at its path again.
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// A server's end of a connection, over TCP.
 pub(crate) struct TlsStream {
@@ -193,10 +191,7 @@ impl TlsStream {
             let room = ready!(self.poll_room(context));
             let bytes = self.outgoing.bytes();
             let bytes = &bytes[..bytes.len().min(room)];
-            let written = ready!(Pin::new(&mut self.tcp).poll_write(context, bytes))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
+            let written = ready!(poll_send(&self.tcp, context, bytes, self.pace.is_crowded()))?;
             self.pace.wrote(written as u64);
             self.outgoing.take(written);
         }
@@ -216,7 +211,7 @@ impl TlsStream {
                 self.pace.look(self.begun.elapsed(), &path);
             }
             match usize::try_from(self.pace.room()).unwrap_or(usize::MAX) {
-                0 => self.look_again = Some(Box::pin(sleep(LOOK_AGAIN))),
+                0 => self.look_again = Some(Box::pin(sleep(self.pace.wait()))),
                 room => return Poll::Ready(room),
             }
         }
@@ -309,6 +304,28 @@ impl AsyncWrite for TlsStream {
             ready!(self.poll_outgoing(context))?;
         }
         Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+/// Gives bytes to the kernel, as a segment that nothing is appended to if `apart`.
+fn poll_send(
+    tcp: &TcpStream,
+    context: &mut Context<'_>,
+    bytes: &[u8],
+    apart: bool,
+) -> Poll<io::Result<usize>> {
+    let mut flags = MsgFlags::MSG_NOSIGNAL;
+    flags.set(MsgFlags::MSG_EOR, apart);
+    loop {
+        ready!(tcp.poll_write_ready(context))?;
+        let sent = tcp.try_io(Interest::WRITABLE, || {
+            Ok(send(tcp.as_raw_fd(), bytes, flags)?)
+        });
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            sent => return Poll::Ready(sent),
+        }
     }
 }
 

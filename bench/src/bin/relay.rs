@@ -1,11 +1,11 @@
-//! The relay and an honest baseline under the same load: CPU time per relayed datagram, loss,
-//! delay, the highest rate. One line of JSON per measurement on stdout with `--json`, a table on
-//! stderr.
+//! The relay and an honest baseline under the same load: CPU time and system calls per relayed
+//! datagram, loss, delay, the highest rate, and the delay on paths of 50 and 10 Mbit/s that are
+//! offered twice as much (in network namespaces). One line of JSON per measurement on stdout with
+//! `--json`, a table on stderr. What is printed is the median of three runs.
 //!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
-//! begins so; `--idle 1000` measures the memory of so many clients; `--slow 10` the
-//! delay on a path of 10 Mbit/s that is offered twice as much, in network namespaces. What is printed is the median
-//! of three runs.
+//! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone;
+//! `--idle 1000` measures the memory of so many clients.
 
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
@@ -17,7 +17,7 @@ use underpass_bench::{
     LOAD_CORE, cpu_nanos,
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
     path::{Path, Place},
-    pin, resident,
+    pin, resident, round,
     server::{self, Side},
 };
 
@@ -32,8 +32,8 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["--serve", side, gateway, listen] => return server::run(side, gateway, listen),
-        ["--in", namespace, megabits, json] => {
-            return slow_in(namespace, megabits.parse()?, json == "--json");
+        ["--in", namespace, megabits, side, ref json @ ..] => {
+            return slow_in(namespace, megabits.parse()?, side, !json.is_empty());
         }
         _ => {}
     }
@@ -45,32 +45,17 @@ fn main() -> anyhow::Result<()> {
             "--full" => full = true,
             "--only" => prefix = rest.next().context("--only takes a name")?,
             "--idle" => return idle(rest.next().context("--idle takes a number")?.parse()?, json),
-            "--slow" => return slow(rest.next().context("--slow takes Mbit/s")?.parse()?, json),
             "--relay" => only = Some(Side::Relay),
             "--baseline" => only = Some(Side::Baseline),
             other => bail!(
-                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle, --slow"
+                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle"
             ),
         }
     }
     pin(LOAD_CORE)?;
     let time = Duration::from_millis(if full { 2000 } else { 400 });
     let out = Out { json };
-    eprintln!(
-        "{:<9}{:<5}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>9}{:>9}",
-        "side",
-        "",
-        "load",
-        "sender",
-        "flows",
-        "rate",
-        "delivered",
-        "loss %",
-        "us",
-        "client",
-        "p50 ms",
-        "p99 ms"
-    );
+    out.head();
     let sides: &[Side] = match only {
         None => &[Side::Relay, Side::Baseline],
         Some(Side::Relay) => &[Side::Relay],
@@ -79,10 +64,13 @@ fn main() -> anyhow::Result<()> {
     use Direction::{Down, Up};
     use Load::{Even, Flood, Paced};
     use Sender::{Gso, Plain};
+    let wanted = |name: &str| name.starts_with(prefix);
     for direction in [Up, Down] {
         for (load, sender, rate, flows) in [
             (Even, Plain, 10e3, 1),
             (Even, Plain, 40e3, 1),
+            (Paced, Plain, 10e3, 1),
+            (Paced, Plain, 40e3, 1),
             (Paced, Plain, 100e3, 1),
             (Paced, Gso, 400e3, 1),
             (Even, Plain, 40e3, 64),
@@ -94,45 +82,54 @@ fn main() -> anyhow::Result<()> {
                 rate,
                 time,
             };
-            let name = format!(
-                "{}/{}/{}/{rate}/{flows}",
-                direction.name(),
-                load.name(),
-                sender.name()
-            );
-            if !name.starts_with(prefix) {
+            let (direction, load, sender) = (direction.name(), load.name(), sender.name());
+            if !wanted(&format!("{direction}/{load}/{sender}/{rate}/{flows}")) {
                 continue;
             }
             for side in sides {
-                out.line(*side, plan, flows, load.name(), median(*side, flows, plan)?);
+                out.line(*side, plan, flows, load, "", median(*side, flows, plan)?);
             }
         }
         for sender in [Plain, Gso] {
-            // A client's side sends to TCP: there is one kind of it.
-            if direction == Up && sender == Gso {
-                continue;
-            }
-            let name = format!("{}/saturation/{}", direction.name(), sender.name());
-            if !name.starts_with(prefix) {
+            let plan = |load, rate| Plan {
+                direction,
+                load,
+                sender,
+                rate,
+                time,
+            };
+            let (direction, sender) = (direction.name(), sender.name());
+            if !wanted(&format!("{direction}/saturation/{sender}")) {
                 continue;
             }
             for side in sides {
-                let plan = |load, rate| Plan {
-                    direction,
-                    load,
-                    sender,
-                    rate,
-                    time,
-                };
-                let flood = median(*side, 1, plan(Flood, f64::INFINITY))?;
-                out.line(*side, plan(Flood, f64::INFINITY), 1, "saturation", flood);
+                let flood = plan(Flood, f64::INFINITY);
+                out.line(*side, flood, 1, "saturation", "", median(*side, 1, flood)?);
                 let highest = highest(*side, plan(Paced, 0.0))?;
-                out.line(*side, plan(Paced, highest.offered), 1, "highest", highest);
-                for (name, part) in [("half", 0.5), ("overload", 2.0)] {
-                    let plan = plan(Paced, highest.delivered * part);
-                    out.line(*side, plan, 1, name, median(*side, 1, plan)?);
-                }
+                let at = |part| plan(Paced, highest.delivered * part);
+                out.line(*side, at(1.0), 1, "paced", "highest", highest);
+                out.line(
+                    *side,
+                    at(0.5),
+                    1,
+                    "paced",
+                    "half",
+                    median(*side, 1, at(0.5))?,
+                );
+                out.line(
+                    *side,
+                    at(2.0),
+                    1,
+                    "overload",
+                    "",
+                    median(*side, 1, at(2.0))?,
+                );
             }
+        }
+    }
+    for megabits in [50, 10] {
+        if wanted(&format!("slow/{megabits}")) {
+            slow(megabits, sides, json)?;
         }
     }
     Ok(())
@@ -146,17 +143,16 @@ fn median(side: Side, flows: usize, plan: Plan) -> anyhow::Result<Sample> {
         ..plan
     };
     world.run(warm)?;
-    median_in(&mut world, plan)
+    let sample = median_in(&mut world, plan)?;
+    let syscalls = world.syscalls(plan)?;
+    Ok(Sample { syscalls, ..sample })
 }
 
 fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
     let samples: anyhow::Result<Vec<Sample>> = (0..RUNS).map(|_| world.run(plan)).collect();
     let samples = samples?;
-    let of = |figure: fn(&Sample) -> f64| {
-        let mut figures: Vec<f64> = samples.iter().map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures[RUNS / 2]
-    };
+    let of =
+        |figure: fn(&Sample) -> f64| underpass_bench::median(samples.iter().map(figure).collect());
     Ok(Sample {
         offered: of(|it| it.offered),
         delivered: of(|it| it.delivered),
@@ -165,6 +161,7 @@ fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
         client_us: of(|it| it.client_us),
         p50_ms: of(|it| it.p50_ms),
         p99_ms: of(|it| it.p99_ms),
+        ..Sample::default()
     })
 }
 
@@ -182,29 +179,36 @@ fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
             break;
         }
     }
+    let mut rate = best.offered;
     if best.delivered == 0.0 {
-        best = median_in(&mut world, Plan { rate: 10e3, ..plan })?;
+        rate = 10e3;
+        best = median_in(&mut world, Plan { rate, ..plan })?;
     }
-    Ok(best)
+    let syscalls = world.syscalls(Plan { rate, ..plan })?;
+    Ok(Sample { syscalls, ..best })
 }
 
-/// Delay on a slow path: what is offered is twice what it carries.
-fn slow(megabits: u32, json: bool) -> anyhow::Result<()> {
+/// Delay on a slow path: what is offered is twice what it carries. The measurement is made by a
+/// child, inside.
+fn slow(megabits: u32, sides: &[Side], json: bool) -> anyhow::Result<()> {
     let path = Path::new(megabits)?;
-    let json = if json { "--json" } else { "" };
-    let status = std::process::Command::new("ip")
-        .args(["netns", "exec", &path.load])
-        .arg(std::env::current_exe()?)
-        .args(["--in", &path.server, &megabits.to_string(), json])
-        .status()?;
-    if !status.success() {
-        bail!("the measurement failed");
+    for side in sides {
+        let status = std::process::Command::new("ip")
+            .args(["netns", "exec", &path.load])
+            .arg(std::env::current_exe()?)
+            .args(["--in", &path.server, &megabits.to_string(), side.name()])
+            .args(json.then_some("--json"))
+            .status()?;
+        if !status.success() {
+            bail!("the measurement failed");
+        }
     }
     Ok(())
 }
 
-fn slow_in(namespace: &str, megabits: u32, json: bool) -> anyhow::Result<()> {
+fn slow_in(namespace: &str, megabits: u32, side: &str, json: bool) -> anyhow::Result<()> {
     pin(LOAD_CORE)?;
+    let side = Side::named(side);
     let plan = Plan {
         direction: Direction::Down,
         load: Load::Even,
@@ -212,13 +216,20 @@ fn slow_in(namespace: &str, megabits: u32, json: bool) -> anyhow::Result<()> {
         rate: 2.0 * f64::from(megabits) * 1e6 / 8.0 / LENGTH as f64,
         time: Duration::from_secs(2),
     };
-    for side in [Side::Relay, Side::Baseline] {
-        let (_server, mut world) = open(side, 1, &Place::throttled(namespace))?;
-        // A queue that stands is what is measured.
-        world.run(plan)?;
-        let sample = median_in(&mut world, plan)?;
-        Out { json }.line(side, plan, 1, &format!("slow{megabits}"), sample);
-    }
+    let (_server, mut world) = open(side, 1, &Place::throttled(namespace))?;
+    // A queue that stands is what is measured.
+    world.run(plan)?;
+    let sample = median_in(&mut world, plan)?;
+    let syscalls = world.syscalls(plan)?;
+    let sample = Sample { syscalls, ..sample };
+    Out { json }.line(
+        side,
+        plan,
+        1,
+        "overload",
+        &format!("{megabits} Mbit/s"),
+        sample,
+    );
     Ok(())
 }
 
@@ -267,16 +278,34 @@ struct Out {
 }
 
 impl Out {
-    fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, sample: Sample) {
-        let round = |figure: f64, digits: i32| {
-            let scale = 10f64.powi(digits);
-            (figure * scale).round() / scale
-        };
+    fn head(&self) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>9.3}{:>9.3}",
+            "{:<9}{:<5}{:<11}{:<10}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}",
+            "side",
+            "",
+            "load",
+            "",
+            "sender",
+            "flows",
+            "rate",
+            "delivered",
+            "loss %",
+            "us",
+            "client",
+            "calls",
+            "p50 ms",
+            "p99 ms"
+        );
+    }
+
+    /// `point` says where on a curve a load is, or on what path.
+    fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, point: &str, sample: Sample) {
+        eprintln!(
+            "{:<9}{:<5}{:<11}{:<10}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}",
             side.name(),
             plan.direction.name(),
             load,
+            point,
             plan.sender.name(),
             flows,
             sample.offered,
@@ -284,27 +313,34 @@ impl Out {
             sample.loss * 100.0,
             sample.server_us,
             sample.client_us,
+            sample.syscalls,
             sample.p50_ms,
             sample.p99_ms
         );
         if !self.json {
             return;
         }
-        for (name, us) in [
-            (side.name(), sample.server_us),
-            ("client", sample.client_us),
+        for (name, us, syscalls) in [
+            (
+                side.name(),
+                sample.server_us,
+                Some(round(sample.syscalls, 3)),
+            ),
+            ("client", sample.client_us, None),
         ] {
             let line = json!({
                 "side": name,
                 "server": side.name(),
                 "direction": plan.direction.name(),
                 "load": load,
+                "point": point,
                 "sender": plan.sender.name(),
                 "flows": flows,
                 "bytes": LENGTH,
                 "rate": round(sample.offered, 0),
                 "delivered": round(sample.delivered, 0),
                 "cpu_us_per_datagram": round(us, 3),
+                "syscalls_per_datagram": syscalls,
                 "loss": round(sample.loss, 5),
                 "p50_ms": round(sample.p50_ms, 3),
                 "p99_ms": round(sample.p99_ms, 3),

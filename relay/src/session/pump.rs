@@ -574,7 +574,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 Sent::Refused(_) => self.counters.count(Counter::UpSendFailed),
             }
             let waited = self.up.pop(now);
-            self.up.left(waited);
+            self.up.left(now, waited);
         }
     }
 
@@ -776,7 +776,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.tally.delays.one(waited);
         }
         if let Some(waited) = oldest {
-            down.left(waited);
+            down.left(now, waited);
         }
         self.down = down;
     }
