@@ -239,7 +239,7 @@ impl Client {
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut at = 0;
+        let (mut at, mut pinged) = (0, false);
         while let Some((header, payload)) = frame_in(&self.plain[at..]) {
             let opcode = self.plain[at] & 0x0f;
             let body = &self.plain[at + header..at + header + payload];
@@ -248,10 +248,16 @@ impl Client {
                 (2, Side::Baseline) => take(body),
                 (2, Side::Relay) => record::records(body)?.for_each(&mut take),
                 (8, _) => bail!("closed: {}", String::from_utf8_lossy(body)),
+                (9, _) => pinged = true,
                 _ => {}
             }
         }
         self.plain.drain(..at);
+        if pinged {
+            // Masked with zeros; the relay's pings are empty.
+            self.tls.writer().write_all(&[0x8a, 0x80, 0, 0, 0, 0])?;
+            self.flush()?;
+        }
         Ok(length > 0)
     }
 }

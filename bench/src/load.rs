@@ -210,10 +210,10 @@ impl World {
                 skipped += waiting - most;
                 waiting = most;
             }
-            let one_send = match (plan.sender, plan.load) {
-                (Sender::Plain, Load::Flood) => 16,
-                (Sender::Plain, _) => usize::MAX,
-                (Sender::Gso, _) => BATCH,
+            // Then what has arrived is taken.
+            let one_send = match plan.sender {
+                Sender::Plain => 16,
+                Sender::Gso => BATCH,
             };
             let ready = match (plan.sender, plan.load) {
                 (Sender::Gso, Load::Even) => waiting >= BATCH,
@@ -323,7 +323,7 @@ impl World {
                 }
             }
             Direction::Up => {
-                for _ in 0..16 {
+                for _ in 0..64 {
                     let Some((length, segment)) = receive(&self.gateway, &mut self.buffer)? else {
                         break;
                     };
