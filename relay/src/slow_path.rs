@@ -42,9 +42,11 @@ struct Simulated {
     acknowledgements: VecDeque<(Duration, u64, Duration)>,
     acknowledged: u64,
     round_trip: Duration,
-    /// By the number of bytes written when its message was whole: when a datagram came.
-    messages: VecDeque<(u64, Duration)>,
+    /// Of the datagrams in messages: the number of bytes written when the message is whole, when
+    /// it came, and its number.
+    messages: VecDeque<(u64, Duration, u64)>,
     delays: Vec<Duration>,
+    delivered: Vec<u64>,
 }
 
 impl Simulated {
@@ -68,7 +70,52 @@ impl Simulated {
             round_trip: base,
             messages: VecDeque::new(),
             delays: Vec::new(),
+            delivered: Vec::new(),
         }
+    }
+
+    /// A sender that slows down when something is lost, as TCP does: half as much again per round
+    /// trip until the first loss, then a segment more, and at a loss three tenths less.
+    fn run_responsive(&mut self, until: Duration) {
+        let (mut now, mut window, mut started) = (Duration::ZERO, 10.0, true);
+        let (mut next, mut waiting, mut acknowledgements) = (0u64, 0u64, VecDeque::new());
+        let mut reduced = 0;
+        while now < until {
+            while (next - waiting) < window as u64 {
+                self.arrive_as(now, next);
+                next += 1;
+            }
+            self.write(now);
+            let before = self.delivered.len();
+            self.kernel(now);
+            for at in before..self.delivered.len() {
+                acknowledgements.push_back((now + self.base / 2, self.delivered[at]));
+            }
+            while let Some((at, number)) = acknowledgements.front().copied()
+                && at <= now
+            {
+                acknowledgements.pop_front();
+                let lost = number > waiting;
+                waiting = number + 1;
+                if lost && number >= reduced {
+                    (started, reduced) = (false, next);
+                    window = f64::max(window * 0.7, 2.0);
+                } else if started {
+                    window += 0.5;
+                } else {
+                    window += 1.0 / window;
+                }
+            }
+            // Nothing is on its way any more: a time-out.
+            if acknowledgements.is_empty() && self.is_idle() {
+                waiting = next;
+            }
+            now += STEP;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.outgoing + self.unsent + self.on_path == 0
     }
 
     /// Offers so many bytes a second until `until`.
@@ -87,8 +134,13 @@ impl Simulated {
     }
 
     fn arrive(&mut self, now: Duration) {
+        self.arrive_as(now, 0);
+    }
+
+    fn arrive_as(&mut self, now: Duration, number: u64) {
         let mut datagram = [0; DATAGRAM];
         datagram[..8].copy_from_slice(&(now.as_micros() as u64).to_le_bytes());
+        datagram[8..16].copy_from_slice(&number.to_le_bytes());
         self.queue.push(now, Kind::Data, &datagram);
     }
 
@@ -133,13 +185,14 @@ impl Simulated {
         while let Some(datagram) = self.queue.front()
             && self.outgoing as usize + datagram.len() <= MESSAGE
         {
-            let came = Duration::from_micros(u64::from_le_bytes(datagram[..8].try_into().unwrap()));
+            let number = |at| u64::from_le_bytes(datagram[at..at + 8].try_into().unwrap());
+            let (came, number) = (Duration::from_micros(number(0)), number(8));
             self.outgoing += datagram.len() as u64;
             oldest.get_or_insert(self.queue.pop(now));
-            self.messages.push_back((0, came));
+            self.messages.push_back((0, came, number));
         }
         let end = end(self.outgoing);
-        for (at, _) in self.messages.iter_mut().filter(|(at, _)| *at == 0) {
+        for (at, ..) in self.messages.iter_mut().filter(|(at, ..)| *at == 0) {
             *at = end;
         }
         if let Some(waited) = oldest {
@@ -177,11 +230,12 @@ impl Simulated {
         let sample = self.base + queued;
         self.acknowledgements
             .push_back((now + self.base, carried, sample));
-        while let Some((end, came)) = self.messages.front().copied()
+        while let Some((end, came, number)) = self.messages.front().copied()
             && end <= self.carried
         {
             self.messages.pop_front();
             self.delays.push(now + self.base / 2 - came);
+            self.delivered.push(number);
         }
     }
 
@@ -227,6 +281,23 @@ fn twice_what_a_path_carries_waits_for_milliseconds() {
             "{megabits} Mbit/s, {base:?}: {p99:?}"
         );
         assert!(used > 0.9, "{megabits} Mbit/s, {base:?}: {used}");
+    }
+}
+
+/// What slows down for a loss uses the path nevertheless.
+#[test]
+fn a_sender_that_slows_down_uses_the_path() {
+    for (megabits, base, least) in [(10, 10, 0.9), (10, 50, 0.9), (50, 20, 0.9), (50, 80, 0.8)] {
+        let mut path = Simulated::new(megabits, Duration::from_millis(base));
+        path.run_responsive(Duration::from_secs(20));
+        let used = path.carried as f64 / (path.rate as f64 * 20.0);
+        path.delays.sort_unstable();
+        let p99 = path.delays[path.delays.len() * 99 / 100] - path.base / 2;
+        assert!(
+            p99 < Duration::from_millis(30),
+            "{megabits} Mbit/s, {base} ms: {p99:?}"
+        );
+        assert!(used > least, "{megabits} Mbit/s, {base} ms: {used}");
     }
 }
 
