@@ -77,7 +77,7 @@ impl Client {
             upgrade: websocket\r\nsec-websocket-version: 13\r\n\
             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
         tls.writer().write_all(request.as_bytes())?;
-        if side == Side::Relay {
+        if side != Side::Baseline {
             let protocol = b"sec-websocket-protocol: underpass.v1\r\n";
             tls.writer().write_all(protocol)?;
         }
@@ -246,7 +246,7 @@ impl Client {
             at += header + payload;
             match (opcode, self.side) {
                 (2, Side::Baseline) => take(body),
-                (2, Side::Relay) => record::records(body)?.for_each(&mut take),
+                (2, _) => record::records(body)?.for_each(&mut take),
                 (8, _) => bail!("closed: {}", String::from_utf8_lossy(body)),
                 (9, _) => pinged = true,
                 _ => {}

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStdin, Command, Stdio},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
@@ -20,7 +20,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use underpass_relay::{
-    AcceptLimits, Counters, GatewayTarget, Relay, RelayConfig, router, serve, tls::Certificate,
+    AcceptLimits, Counters, GatewayTarget, Relay, RelayConfig,
+    rest::{before_park, set_rest},
+    router, serve,
+    tls::Certificate,
 };
 use wire::PublicKey;
 
@@ -29,11 +32,16 @@ use crate::{SERVER_CORE, myself, path::Place, pin};
 /// The gateway's public key; an initiation for it is [`crate::client::INITIATION`].
 pub const GATEWAY_KEY: PublicKey = PublicKey([7; 32]);
 
+/// `rest_micros = 50`
+pub const REST: Duration = Duration::from_micros(50);
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The product's relay: its router, its admission, its counters.
     Relay,
+    /// The same, configured to rest for [`REST`] between two looks at its sockets.
+    Rested,
     /// One datagram per message and one flush per message, after tokio-tungstenite's examples.
     Baseline,
 }
@@ -43,6 +51,7 @@ impl Side {
     pub fn named(name: &str) -> Side {
         match name {
             "relay" => Side::Relay,
+            "rested" => Side::Rested,
             _ => Side::Baseline,
         }
     }
@@ -51,6 +60,7 @@ impl Side {
     pub fn name(self) -> &'static str {
         match self {
             Side::Relay => "relay",
+            Side::Rested => "rested",
             Side::Baseline => "baseline",
         }
     }
@@ -126,8 +136,12 @@ pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
     let side = Side::named(side);
     let gateway = gateway.parse()?;
     pin(SERVER_CORE)?;
+    if side == Side::Rested {
+        set_rest(REST);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(before_park)
         .build()?;
     runtime.block_on(async {
         let directory = std::env::temp_dir().join(format!("bench-{}", std::process::id()));
@@ -146,7 +160,7 @@ pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
         let tls = certificate.server_config()?;
         let server = async {
             match side {
-                Side::Relay => relay(listener, tls, gateway).await,
+                Side::Relay | Side::Rested => relay(listener, tls, gateway).await,
                 Side::Baseline => baseline(listener, tls, gateway).await,
             }
         };

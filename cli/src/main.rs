@@ -131,8 +131,20 @@ Examples:
   underpass wireguard create --org demo laptop   a configuration file for any WireGuard client
   underpass ssh issue --org demo ~/.ssh/id_demo  a key and certificate for stock OpenSSH";
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Nothing, unless a relay is configured to.
+    #[cfg(server)]
+    runtime.on_thread_park(relay::rest::before_park);
+    match runtime.enable_all().build() {
+        Ok(runtime) => runtime.block_on(run()),
+        Err(error) => ended(Err(
+            anyhow::Error::new(error).context("cannot start threads")
+        )),
+    }
+}
+
+async fn run() -> ExitCode {
     let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return ended(Err(error)),

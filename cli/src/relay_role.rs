@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use relay::{
     AcceptLimits, CertificateFiles, Counters, GatewayTarget, Limits, Relay, RelayConfig,
+    rest::{LONGEST_REST, set_rest},
     tls::Identity,
 };
 use serde::Deserialize;
@@ -71,6 +72,7 @@ struct Written {
     token_keys: Vec<String>,
     flyctl_gateway: Option<String>,
     drain_seconds: Option<u64>,
+    rest_micros: Option<u64>,
     tls: WrittenTls,
     gateways: HashMap<String, WrittenGateway>,
     #[serde(default)]
@@ -108,6 +110,7 @@ struct Config {
     listen: SocketAddr,
     metrics_listen: Option<SocketAddr>,
     tls: CertificateFiles,
+    rest: Duration,
     relay: RelayConfig,
 }
 
@@ -129,6 +132,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     log_to_stderr();
+    set_rest(config.rest);
     let stop = stop_signal()?;
     let hang_up = hang_up()?;
     let listener = bind(config.listen, "listen =", relay::listen(config.listen))?;
@@ -289,6 +293,13 @@ impl Config {
             allowed_hosts: written.hosts,
             ..RelayConfig::new()
         };
+        let rest = Duration::from_micros(written.rest_micros.unwrap_or_default());
+        ensure!(
+            rest <= LONGEST_REST,
+            "rest_micros = {} would be felt\nhint: at most {}; 50 halves the CPU time of a busy relay",
+            rest.as_micros(),
+            LONGEST_REST.as_micros()
+        );
         let of = &written.limits;
         let usual = Limits::default();
         relay.limits = Limits {
@@ -308,6 +319,7 @@ impl Config {
                 chain: written.tls.certificate,
                 key: written.tls.key,
             },
+            rest,
             relay,
         })
     }
@@ -331,6 +343,7 @@ mod tests {
         hosts = ["relay.example.com"]
         token_keys = ["AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="]
         drain_seconds = 2
+        rest_micros = 50
         [tls]
         certificate = "chain.pem"
         key = "key.pem"
@@ -354,6 +367,7 @@ mod tests {
         );
         assert_eq!(limits.sessions, Limits::default().sessions);
         assert_eq!(config.metrics_listen, None);
+        assert_eq!(config.rest, Duration::from_micros(50));
     }
 
     #[test]
@@ -366,6 +380,7 @@ mod tests {
             ("192.0.2.1:51820", "gateway.example"),
             ("drain_seconds = 2", "flyctl_gateway = \"other\""),
             ("listen = ", "listens = "),
+            ("drain_seconds = 2", "rest_micros = 1001"),
         ] {
             let text = GOOD.replace(from, to);
             assert_ne!(text, GOOD);

@@ -24,6 +24,7 @@ pub mod proof;
 mod queue;
 mod rate;
 mod reload;
+pub mod rest;
 mod resume;
 mod router;
 pub mod serve;

@@ -37,7 +37,8 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {}
     }
-    let (mut json, mut full, mut only, mut prefix) = (false, false, None, "");
+    let (mut json, mut full, mut prefix) = (false, false, "");
+    let mut sides: &[Side] = &[Side::Relay, Side::Baseline];
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match *word {
@@ -45,8 +46,8 @@ fn main() -> anyhow::Result<()> {
             "--full" => full = true,
             "--only" => prefix = rest.next().context("--only takes a name")?,
             "--idle" => return idle(rest.next().context("--idle takes a number")?.parse()?, json),
-            "--relay" => only = Some(Side::Relay),
-            "--baseline" => only = Some(Side::Baseline),
+            "--relay" => sides = &[Side::Relay],
+            "--baseline" => sides = &[Side::Baseline],
             other => bail!(
                 "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle"
             ),
@@ -56,11 +57,6 @@ fn main() -> anyhow::Result<()> {
     let time = Duration::from_millis(if full { 2000 } else { 400 });
     let out = Out { json };
     out.head();
-    let sides: &[Side] = match only {
-        None => &[Side::Relay, Side::Baseline],
-        Some(Side::Relay) => &[Side::Relay],
-        Some(Side::Baseline) => &[Side::Baseline],
-    };
     use Direction::{Down, Up};
     use Load::{Even, Flood, Paced};
     use Sender::{Gso, Plain};
@@ -88,6 +84,12 @@ fn main() -> anyhow::Result<()> {
             }
             for side in sides {
                 out.line(*side, plan, flows, load, "", median(*side, flows, plan)?);
+            }
+            // What a wake costs is most of these.
+            if (load, flows) == ("even", 1) && sides.contains(&Side::Relay) {
+                let side = Side::Rested;
+                let sample = median(side, flows, plan)?;
+                out.line(side, plan, flows, load, "rest 50 us", sample);
             }
         }
         for sender in [Plain, Gso] {
@@ -280,7 +282,7 @@ struct Out {
 impl Out {
     fn head(&self) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<10}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}",
             "side",
             "",
             "load",
@@ -301,7 +303,7 @@ impl Out {
     /// `point` says where on a curve a load is, or on what path.
     fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, point: &str, sample: Sample) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<10}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}",
             side.name(),
             plan.direction.name(),
             load,
@@ -330,7 +332,7 @@ impl Out {
         ] {
             let line = json!({
                 "side": name,
-                "server": side.name(),
+                "server": name,
                 "direction": plan.direction.name(),
                 "load": load,
                 "point": point,
