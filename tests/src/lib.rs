@@ -12,6 +12,7 @@ pub mod emulator;
 pub mod firewall;
 pub mod namespace;
 pub mod peer;
+pub mod soak;
 pub mod system;
 pub mod warp;
 

@@ -23,6 +23,8 @@ pub(crate) enum Part {
     Rust,
     /// The simulated network in virtual time
     Sim,
+    /// Hundreds of clients come and go at a relay, and leave nothing behind
+    Soak,
     /// The page in headless Chromium
     Browser,
 }
@@ -79,6 +81,12 @@ impl Part {
                 let dir = root.join("tests/sim");
                 sh::run_with_output(&mut sh::line(&dir, "cargo test --quiet"))
             }
+            // In the profile of the other tests: `bench/` would be built for it first.
+            Part::Soak => {
+                build(root)?;
+                let run = "cargo run --quiet --package tests --bin relay-soak";
+                sh::run_with_output(sh::line(root, run).env(BINARY, binary(root)))
+            }
             Part::Browser => {
                 build(root)?;
                 let dir = root.join("tests/browser");
@@ -118,7 +126,7 @@ pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     let json = if json { "--json" } else { "" };
     let run = format!("cargo run --quiet --release --bin {name} -- {json}");
     let mut run = sh::line(&dir, &run);
-    if name != "relay" {
+    if !WITHOUT_THE_BINARY.contains(&name) {
         let build = "cargo build --quiet --release --package underpass";
         sh::run(&mut sh::line(root, build))?;
         run.env(BINARY, root.join("target/release/underpass"));
@@ -128,6 +136,9 @@ pub(crate) fn bench(root: &Path, name: &str, json: bool) -> anyhow::Result<()> {
     }
     sh::run_with_output(&mut run)
 }
+
+/// Measurements that serve by a library of the product, in a process of their own.
+const WITHOUT_THE_BINARY: &[&str] = &["relay", "relay-idle"];
 
 /// Where the tests look for the binary they drive.
 const BINARY: &str = "UNDERPASS_BIN";
