@@ -68,7 +68,14 @@ impl Client {
         tls: &Arc<ClientConfig>,
         side: Side,
     ) -> anyhow::Result<Client> {
-        let mut tcp = TcpStream::connect(address)?;
+        Client::over(TcpStream::connect(address)?, tls, side)
+    }
+
+    /// Upgrades a connection that is there.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub fn over(mut tcp: TcpStream, tls: &Arc<ClientConfig>, side: Side) -> anyhow::Result<Client> {
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("localhost")?;
         let mut tls = ClientConnection::new(tls.clone(), name)?;

@@ -34,6 +34,10 @@ pub const GATEWAY_KEY: PublicKey = PublicKey([7; 32]);
 
 /// `rest_micros = 50`
 pub const REST: Duration = Duration::from_micros(50);
+/// More clients than the descriptors of a measurement are enough for.
+const CLIENTS: usize = 20_000;
+/// Longer than a measurement.
+const ALONE: Duration = Duration::from_secs(3600);
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,10 +186,16 @@ async fn relay(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAdd
         },
     );
     config.allowed_hosts = vec!["localhost".to_owned()];
-    // All clients of a measurement come from one address.
-    config.limits.sessions_per_source = config.limits.sessions;
+    // All clients of a measurement come from few addresses, there are more of them than a relay
+    // has by default, and those that wait are left alone for as long as it takes.
+    config.limits.sessions = CLIENTS;
+    config.limits.sessions_per_source = CLIENTS;
+    config.limits.unproven = ALONE;
+    config.limits.ping_after = ALONE;
+    config.limits.silent = ALONE;
     let limits = AcceptLimits {
-        connections_per_source: AcceptLimits::default().connections,
+        connections: CLIENTS,
+        connections_per_source: CLIENTS,
         handshakes_per_source: AcceptLimits::default().handshakes,
         ..AcceptLimits::default()
     };

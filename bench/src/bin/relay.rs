@@ -4,20 +4,17 @@
 //! `--json`, a table on stderr. What is printed is the median of three runs.
 //!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
-//! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone;
-//! `--idle 1000` measures the memory of so many clients.
+//! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone.
 
-#![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
-
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::json;
 use underpass_bench::{
-    LOAD_CORE, cpu_nanos,
+    LOAD_CORE,
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
     path::{Path, Place},
-    pin, resident, round,
+    pin, round,
     server::{self, Side},
 };
 
@@ -45,12 +42,11 @@ fn main() -> anyhow::Result<()> {
             "--json" => json = true,
             "--full" => full = true,
             "--only" => prefix = rest.next().context("--only takes a name")?,
-            "--idle" => return idle(rest.next().context("--idle takes a number")?.parse()?, json),
             "--relay" => sides = &[Side::Relay],
             "--baseline" => sides = &[Side::Baseline],
-            other => bail!(
-                "unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only, --idle"
-            ),
+            other => {
+                bail!("unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only")
+            }
         }
     }
     pin(LOAD_CORE)?;
@@ -232,46 +228,6 @@ fn slow_in(namespace: &str, megabits: u32, side: &str, json: bool) -> anyhow::Re
         &format!("{megabits} Mbit/s"),
         sample,
     );
-    Ok(())
-}
-
-/// The memory of clients that wait, after the handshake and after traffic, and what a connection
-/// costs.
-fn idle(count: usize, json: bool) -> anyhow::Result<()> {
-    pin(LOAD_CORE)?;
-    for side in [Side::Relay, Side::Baseline] {
-        // The first client pays for what all share.
-        let (server, world) = open(side, 1, &Place::loopback())?;
-        let before = (resident(server.pid())?, cpu_nanos(server.pid())?);
-        let start = Instant::now();
-        let mut world = world.join(&server, count)?;
-        let took = start.elapsed().as_secs_f64();
-        let cpu = cpu_nanos(server.pid())? - before.1;
-        let fresh = resident(server.pid())?;
-        for direction in [Direction::Up, Direction::Down] {
-            world.run(Plan {
-                direction,
-                load: Load::Paced,
-                sender: Sender::Plain,
-                rate: 20e3,
-                time: Duration::from_secs(2),
-            })?;
-        }
-        let used = resident(server.pid())?;
-        let kib = |bytes: u64| bytes.saturating_sub(before.0) as f64 / 1024.0 / count as f64;
-        let line = json!({
-            "side": side.name(),
-            "idle_clients": count,
-            "kib_per_client_after_handshake": kib(fresh),
-            "kib_per_client_after_traffic": kib(used),
-            "connects_per_second": count as f64 / took,
-            "cpu_us_per_connect": cpu as f64 / 1e3 / count as f64,
-        });
-        if json {
-            println!("{line}");
-        }
-        eprintln!("{line:#}");
-    }
     Ok(())
 }
 
