@@ -197,6 +197,8 @@ async fn relay(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAdd
         connections: CLIENTS,
         connections_per_source: CLIENTS,
         handshakes_per_source: AcceptLimits::default().handshakes,
+        connections_per_second: u32::MAX,
+        connections_per_second_per_source: u32::MAX,
         ..AcceptLimits::default()
     };
     let counters = Arc::new(Counters::new());

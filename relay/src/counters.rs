@@ -42,6 +42,8 @@ counters! {
     ConnectionsFullSource, "connections_full_source", "Connections dropped at the limit of one source.";
     HandshakesFull, "tls_handshakes_full", "Connections dropped at the limit of TLS handshakes under way.";
     HandshakesFullSource, "tls_handshakes_full_source", "Connections dropped at the limit of TLS handshakes of one source.";
+    ConnectionsRate, "connections_rate", "Connections dropped over the rate in all.";
+    ConnectionsRateSource, "connections_rate_source", "Connections dropped over the rate of one source.";
     TlsDone, "tls_done", "TLS handshakes that succeeded.";
     TlsCut, "tls_cut", "TLS handshakes that the client left, or whose connection was lost.";
     TlsRefused, "tls_refused", "TLS handshakes that the client refused, for a certificate that it does not trust for example.";

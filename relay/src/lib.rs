@@ -6,10 +6,12 @@
 //! and only what [`proof`] admits.
 //!
 //! The pure parts are [`proof`] (what a session may send), `queue` (what waits, and what is
-//! dropped) and `admission` (who may open a session): they take time as an argument. The driver
-//! parts are `session` (one future per WebSocket), `udp` (the socket to a gateway), [`mod@serve`]
-//! (the accept loop), [`tls`] and [`admin`] (metrics and health).
+//! dropped), `admission` (who may open a session) and `accept_rate` (how many connect within a
+//! second): they take time as an argument. The driver parts are `session` (one future per
+//! WebSocket), `udp` (the socket to a gateway), [`mod@serve`] (the accept loop), [`tls`] and
+//! [`admin`] (metrics and health).
 
+mod accept_rate;
 pub mod admin;
 mod admission;
 mod config;
@@ -43,5 +45,5 @@ pub use config::{GatewayTarget, Limits, RelayConfig};
 pub use counters::{Counter, Counters};
 pub use reload::{CertificateFiles, keep_certificate};
 pub use router::{Relay, router, with_flyctl};
-pub use serve::{AcceptLimits, listen, serve};
+pub use serve::{AcceptLimits, is_taken, listen, serve};
 pub use token::{Refused, Verifier};

@@ -48,6 +48,8 @@ const FAMILIES: &[Family] = &[
                 "reason=\"handshakes_of_source\"",
                 Counter::HandshakesFullSource,
             ),
+            ("reason=\"rate\"", Counter::ConnectionsRate),
+            ("reason=\"rate_of_source\"", Counter::ConnectionsRateSource),
         ],
     },
     Family {

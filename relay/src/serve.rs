@@ -15,12 +15,13 @@ use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use crate::{
+    accept_rate::AcceptRate,
     counters::{Counter, Counters},
     held::{Held, Unread},
     slots::{NoSlot, Slot, Slots},
@@ -34,6 +35,10 @@ pub struct AcceptLimits {
     pub connections: usize,
     /// Connections from one IPv4 address or one IPv6 /64.
     pub connections_per_source: usize,
+    /// Connections let in within a second; a second's worth at once.
+    pub connections_per_second: u32,
+    /// The same from one IPv4 address or one IPv6 /64; two seconds' worth at once.
+    pub connections_per_second_per_source: u32,
     /// TLS handshakes under way at the same time.
     pub handshakes: usize,
     /// TLS handshakes under way from one IPv4 address or one IPv6 /64.
@@ -67,6 +72,9 @@ impl Default for AcceptLimits {
         AcceptLimits {
             connections: 12_000,
             connections_per_source: 2_000,
+            // All that may have a session are back within five seconds.
+            connections_per_second: 2_000,
+            connections_per_second_per_source: 200,
             handshakes: 512,
             handshakes_per_source: 128,
             handshake_timeout: Duration::from_secs(10),
@@ -102,6 +110,11 @@ pub async fn serve(
     });
     let slots = Slots::new(limits.connections, limits.connections_per_source);
     let handshakes = Slots::new(limits.handshakes, limits.handshakes_per_source);
+    let mut rate = AcceptRate::new(
+        limits.connections_per_second,
+        limits.connections_per_second_per_source,
+    );
+    let begun = Instant::now();
     let connections = TaskTracker::new();
     let listener = Arc::new(listener);
     let ending = {
@@ -155,6 +168,18 @@ pub async fn serve(
                 continue;
             }
         };
+        // Asked last: what is refused above costs no handshake.
+        match rate.take(begun.elapsed(), client.ip()) {
+            Ok(()) => {}
+            Err(NoSlot::InAll) => {
+                server.counters.count(Counter::ConnectionsRate);
+                continue;
+            }
+            Err(NoSlot::PerSource) => {
+                server.counters.count(Counter::ConnectionsRateSource);
+                continue;
+            }
+        }
         connections.spawn(Arc::clone(&server).connection(tcp, client, slot, handshake));
     }
     drop((ending, listener));
@@ -282,6 +307,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Whether somebody listens there already, who may be about to hand over.
+pub fn is_taken(address: SocketAddr) -> bool {
+    let bound = Socket::new(Domain::for_address(address), Type::STREAM, None).and_then(|socket| {
+        // Connections of a listener that is gone count for nothing.
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    });
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 const BACKLOG: i32 = 1024;

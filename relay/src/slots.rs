@@ -81,7 +81,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
 }
 
 impl Source {
-    fn of(address: IpAddr) -> Source {
+    pub(crate) fn of(address: IpAddr) -> Source {
         Source(match address.to_canonical() {
             IpAddr::V4(address) => IpAddr::V4(address),
             IpAddr::V6(address) => {

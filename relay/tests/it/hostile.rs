@@ -6,7 +6,7 @@ use futures_util::SinkExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 use underpass_relay::Counter;
@@ -320,6 +320,68 @@ async fn connections_are_limited_until_their_sockets_close() {
         .await;
     // The socket closes a moment after the session.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    fixture.client().await;
+}
+
+/// A flood from one source is dropped before TLS begins, and another source is served at once.
+#[tokio::test]
+async fn a_flood_of_one_source_keeps_nobody_out() {
+    let fixture = fixture_with(|_, limits| limits.connections_per_second_per_source = 20).await;
+    let from = |address: &'static str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(format!("{address}:0").parse().unwrap())
+            .unwrap();
+        socket.connect(fixture.address)
+    };
+    let begun = Instant::now();
+    let mut asked = 0;
+    let flood = async {
+        while begun.elapsed() < Duration::from_secs(2) {
+            // Who is let in is waited for with TLS, and who is not is told by an end.
+            let mut tcp = from("127.0.0.9").await.unwrap();
+            let _ = timeout(Duration::from_millis(2), tcp.read(&mut [0; 1])).await;
+            asked += 1;
+        }
+    };
+    let others = async {
+        let mut slowest = Duration::ZERO;
+        while begun.elapsed() < Duration::from_millis(1800) {
+            let before = Instant::now();
+            fixture.tls_over(from("127.0.0.2").await.unwrap()).await;
+            slowest = slowest.max(before.elapsed());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        slowest
+    };
+    let ((), slowest) = tokio::join!(flood, others);
+    let let_in = asked - fixture.count(Counter::ConnectionsRateSource);
+    println!("{asked} asked, {let_in} were let in; the slowest other took {slowest:?}");
+    assert!(asked > 200, "a flood: {asked}");
+    // Two seconds' worth at once, and what two seconds and a little brought.
+    assert!((60..=100).contains(&let_in), "{let_in} of {asked}");
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    assert_eq!(fixture.count(Counter::ConnectionsRate), 0);
+}
+
+/// All sources together are limited, too.
+#[tokio::test]
+async fn a_flood_of_many_sources_is_limited() {
+    let fixture = fixture_with(|_, limits| limits.connections_per_second = 10).await;
+    let mut refused = 0;
+    for n in 1..=50 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(format!("127.0.1.{n}:0").parse().unwrap())
+            .unwrap();
+        let mut tcp = socket.connect(fixture.address).await.unwrap();
+        let end = timeout(Duration::from_millis(5), tcp.read(&mut [0; 1])).await;
+        refused += u64::from(end.is_ok());
+    }
+    assert_eq!(fixture.count(Counter::ConnectionsRate), refused);
+    assert!((25..=40).contains(&refused), "{refused} of 50");
+    assert_eq!(fixture.count(Counter::ConnectionsRateSource), 0);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     fixture.client().await;
 }
 

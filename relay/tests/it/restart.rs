@@ -98,6 +98,9 @@ async fn a_port_changes_hands_and_refuses_nobody() {
         let relay = Relay::new(&RelayConfig::new(), counters.clone(), stop.clone());
         let limits = AcceptLimits {
             hand_over: Duration::from_millis(200),
+            // All of them from one address, without a pause.
+            connections_per_second: u32::MAX,
+            connections_per_second_per_source: u32::MAX,
             ..AcceptLimits::default()
         };
         let tls = certificate.server_config().unwrap();

@@ -109,6 +109,8 @@ pub(crate) async fn fixture_over(
     config.allowed_origins = vec![ORIGIN.into()];
     config.allowed_hosts = vec!["localhost".into(), "127.0.0.1".into()];
     let mut limits = AcceptLimits::default();
+    // And one address.
+    limits.connections_per_second_per_source = limits.connections_per_second;
     change(&mut config, &mut limits);
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -149,7 +151,11 @@ fn connector(roots: RootCertStore) -> TlsConnector {
 
 impl Fixture {
     pub(crate) async fn tls(&self) -> TlsStream<TcpStream> {
-        let tcp = TcpStream::connect(self.address).await.unwrap();
+        self.tls_over(TcpStream::connect(self.address).await.unwrap())
+            .await
+    }
+
+    pub(crate) async fn tls_over(&self, tcp: TcpStream) -> TlsStream<TcpStream> {
         tcp.set_nodelay(true).unwrap();
         self.tls
             .connect(ServerName::try_from("localhost").unwrap(), tcp)
