@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::Write,
+    io::{self, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -99,6 +99,8 @@ struct WrittenLimits {
     sessions: Option<usize>,
     sessions_per_source: Option<usize>,
     sessions_per_token: Option<usize>,
+    connections_per_second: Option<u32>,
+    connections_per_second_per_source: Option<u32>,
     bytes_per_second: Option<u32>,
     datagrams_per_second: Option<u32>,
     idle_seconds: Option<u64>,
@@ -112,6 +114,7 @@ struct Config {
     tls: CertificateFiles,
     rest: Duration,
     relay: RelayConfig,
+    accept: AcceptLimits,
 }
 
 /// A listener that is given up takes no new connection for so long before it is closed: what was
@@ -120,6 +123,8 @@ const HAND_OVER: Duration = Duration::from_millis(300);
 /// Sessions leave over this time.
 const DRAIN: Duration = Duration::from_secs(5);
 const SHOWN: &str = "hint: `underpass relay --help` shows a configuration";
+/// How often an address for metrics that is taken is tried.
+const TRY_METRICS: Duration = Duration::from_millis(200);
 /// How often the configuration is looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -135,6 +140,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     set_rest(config.rest);
     let stop = stop_signal()?;
     let hang_up = hang_up()?;
+    let takes_over = relay::is_taken(config.listen);
     let listener = bind(config.listen, "listen =", relay::listen(config.listen))?;
     let listen = listener.local_addr()?;
     let counters = Arc::new(Counters::new());
@@ -148,9 +154,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut metrics = None;
     if let Some(address) = config.metrics_listen {
         let admin = TcpListener::bind(address).await;
-        let admin = bind(address, "metrics_listen =", admin)?;
-        metrics = Some(admin.local_addr()?);
-        tasks.spawn(relay::serve_admin(admin, relay.clone(), drained.clone()));
+        let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        if takes_over && admin.as_ref().is_err_and(is_taken) {
+            eprintln!("metrics are on {address} when the relay before this one has ended");
+            metrics = Some(address);
+            tasks.spawn(metrics_later(address, relay.clone(), drained.clone()));
+        } else {
+            let admin = bind(address, "metrics_listen =", admin)?;
+            metrics = Some(admin.local_addr()?);
+            tasks.spawn(relay::serve_admin(admin, relay.clone(), drained.clone()));
+        }
     }
     let certificate_too = Arc::new(Notify::new());
     tasks.spawn(relay::keep_certificate(
@@ -167,18 +180,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         certificate_too,
         accepting.clone(),
     ));
-    let limits = AcceptLimits {
-        hand_over: HAND_OVER,
-        // Every session may have a connection, and some are on their way.
-        connections: config.relay.limits.sessions + config.relay.limits.sessions / 5,
-        connections_per_source: config.relay.limits.sessions_per_source.saturating_mul(2),
-        ..AcceptLimits::default()
-    };
     tasks.spawn(relay::serve(
         listener,
         identity.server_config()?,
         relay::with_flyctl(relay::router(relay.clone()), relay.clone()),
-        limits,
+        config.accept,
         counters,
         accepting.clone(),
     ));
@@ -194,6 +200,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     tasks.close();
     tasks.wait().await;
     Ok(())
+}
+
+/// Serves metrics as soon as the address is free. Until then they are those of the relay that is
+/// being replaced: that it drains is to be seen until its end.
+async fn metrics_later(address: SocketAddr, relay: Relay, stop: CancellationToken) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return relay::serve_admin(listener, relay, stop).await,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return eprintln!("no metrics on {address}: {error}"),
+        }
+        if stop.run_until_cancelled(sleep(TRY_METRICS)).await.is_none() {
+            return;
+        }
+    }
 }
 
 /// Takes the configuration again when SIGHUP comes and when its file has changed. One that cannot
@@ -239,7 +260,7 @@ fn ready(args: &Args, listen: SocketAddr, metrics: Option<SocketAddr>) -> anyhow
         let metrics = metrics.map_or_else(String::new, |it| format!(", metrics on {it}"));
         format!("The relay is up on {listen}{metrics}. Ctrl-C drains and stops it.")
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
 }
@@ -312,6 +333,10 @@ impl Config {
             drain: written.drain_seconds.map_or(DRAIN, Duration::from_secs),
             ..usual
         };
+        let accept = AcceptLimits {
+            hand_over: HAND_OVER,
+            ..accept_limits(of, &relay.limits)?
+        };
         Ok(Config {
             listen: written.listen,
             metrics_listen: written.metrics_listen,
@@ -321,8 +346,48 @@ impl Config {
             },
             rest,
             relay,
+            accept,
         })
     }
+}
+
+/// What may connect, for so many sessions.
+fn accept_limits(written: &WrittenLimits, limits: &Limits) -> anyhow::Result<AcceptLimits> {
+    let usual = AcceptLimits::default();
+    let (sessions, of_source) = (limits.sessions, limits.sessions_per_source);
+    // All of them are back within five seconds.
+    let in_a_second = |sessions: usize| u32::try_from(sessions / 5).unwrap_or(u32::MAX);
+    let rate = |name: &str, written: Option<u32>, usual: u32, sessions: usize| {
+        ensure!(
+            written != Some(0),
+            "{name} = 0 lets nobody in\nhint: leave it out for the default"
+        );
+        Ok(written.unwrap_or_else(|| usual.max(in_a_second(sessions))))
+    };
+    Ok(AcceptLimits {
+        // Every session may have a connection, and some are on their way.
+        connections: sessions + sessions / 5,
+        connections_per_source: of_source.saturating_mul(2),
+        connections_per_second: rate(
+            "connections_per_second",
+            written.connections_per_second,
+            usual.connections_per_second,
+            sessions,
+        )?,
+        connections_per_second_per_source: rate(
+            "connections_per_second_per_source",
+            written.connections_per_second_per_source,
+            usual.connections_per_second_per_source,
+            of_source,
+        )?,
+        // Where one source may have every session, a load balancer for example, it may also have
+        // every handshake.
+        handshakes_per_source: match of_source >= sessions {
+            true => usual.handshakes,
+            false => usual.handshakes_per_source,
+        },
+        ..usual
+    })
 }
 
 fn token_key(text: &str) -> anyhow::Result<[u8; 32]> {
@@ -371,6 +436,28 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_what_connects_follow_those_of_sessions() {
+        let accept = |limits: &str| {
+            let text = GOOD.replace("sessions_per_token = 3", limits);
+            let accept = Config::parse(&text).unwrap().accept;
+            assert_eq!(accept.hand_over, HAND_OVER);
+            [
+                accept.connections as u32,
+                accept.connections_per_source as u32,
+                accept.connections_per_second,
+                accept.connections_per_second_per_source,
+                accept.handshakes_per_source as u32,
+            ]
+        };
+        assert_eq!(accept(""), [12_000, 2_000, 2_000, 200, 128]);
+        // Behind a load balancer.
+        let all = "sessions = 20000\nsessions_per_source = 20000";
+        assert_eq!(accept(all), [24_000, 40_000, 4_000, 4_000, 512]);
+        let written = "connections_per_second = 50\nconnections_per_second_per_source = 5";
+        assert_eq!(accept(written), [12_000, 2_000, 50, 5, 128]);
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused_with_a_hint() {
         for (from, to) in [
             ("hosts = [\"relay.example.com\"]", "hosts = []"),
@@ -381,6 +468,12 @@ mod tests {
             ("drain_seconds = 2", "flyctl_gateway = \"other\""),
             ("listen = ", "listens = "),
             ("drain_seconds = 2", "rest_micros = 1001"),
+            ("sessions_per_token = 3", "connections_per_second = 0"),
+            (
+                "sessions_per_token = 3",
+                "connections_per_second_per_source = 0",
+            ),
+            ("sessions_per_token = 3", "connections_per_second = -1"),
         ] {
             let text = GOOD.replace(from, to);
             assert_ne!(text, GOOD);

@@ -52,6 +52,10 @@ pub(crate) struct Args {
     /// Serve flyctl's WebSocket stream on /, too
     #[arg(long)]
     flyctl: bool,
+    /// An address that a relay elsewhere sends from: each of its sessions is a client of its own,
+    /// not all of them one; may be given again
+    #[arg(long = "relay-address", value_name = "ADDRESS")]
+    relay_addresses: Vec<IpAddr>,
     /// Where to serve /metrics, /healthz and /readyz in cleartext, loopback for example [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
@@ -74,6 +78,7 @@ pub(crate) struct Config {
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     pub(crate) dns_upstream: Option<SocketAddr>,
     pub(crate) flyctl: bool,
+    pub(crate) relay_addresses: Vec<IpAddr>,
     pub(crate) metrics_listen: Option<SocketAddr>,
     pub(crate) json: bool,
 }
@@ -142,6 +147,11 @@ impl Args {
             tls: self.tls_cert.clone().zip(self.tls_key.clone()),
             dns_upstream: self.dns_upstream.or_else(system_nameserver),
             flyctl: self.flyctl,
+            relay_addresses: self
+                .relay_addresses
+                .iter()
+                .map(IpAddr::to_canonical)
+                .collect(),
             metrics_listen: self.metrics_listen,
             json: self.json,
         })
@@ -251,6 +261,14 @@ mod tests {
             let error = config(words).unwrap_err().to_string();
             assert!(error.contains("hint: --demo-expose"), "{error}");
         }
+    }
+
+    #[test]
+    fn relays_elsewhere_are_named_by_what_the_gateway_sees() {
+        let config = config("--relay-address ::ffff:192.0.2.1 --relay-address 2001:db8::1");
+        let addresses = config.unwrap().relay_addresses;
+        let shown: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+        assert_eq!(shown, ["192.0.2.1", "2001:db8::1"]);
     }
 
     #[test]

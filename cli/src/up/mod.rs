@@ -148,7 +148,9 @@ impl Up {
         let names = Arc::new(Names::new(Arc::clone(&control)));
         let options = gateway::Options {
             // Sessions of our own relay all come from this machine.
-            relays: vec![target.endpoint.ip()],
+            relays: std::iter::once(target.endpoint.ip())
+                .chain(config.relay_addresses.clone())
+                .collect(),
             upstream: config.dns_upstream,
             limits: gateway::Limits::default(),
         };
