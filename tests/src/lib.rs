@@ -13,6 +13,7 @@ pub mod firewall;
 pub mod namespace;
 pub mod peer;
 pub mod soak;
+pub mod relay;
 pub mod system;
 pub mod warp;
 

@@ -31,6 +31,8 @@ pub struct Ready {
     pub relay_url: String,
     /// Where WireGuard goes.
     pub gateway: Gateway,
+    /// Of the certificate that it presents, as `Trust::fingerprint` reads it.
+    pub fingerprint: String,
     /// What another relay verifies tokens with.
     pub relay_token_key: String,
     /// Where the system keeps its store.

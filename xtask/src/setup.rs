@@ -28,6 +28,7 @@ const TEST: &[Tool] = &[
     ("chromium", "chromium"),
     ("curl", "curl"),
     ("dig", "dnsutils"),
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("less", "less"),
