@@ -12,8 +12,8 @@ pub mod emulator;
 pub mod firewall;
 pub mod namespace;
 pub mod peer;
-pub mod soak;
 pub mod relay;
+pub mod soak;
 pub mod system;
 pub mod warp;
 
