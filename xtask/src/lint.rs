@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use crate::sh;
 
 /// The native workspaces beside the root's own.
-const OTHER_WORKSPACES: &[&str] = &["tests/sim", "bench"];
+const OTHER_WORKSPACES: &[&str] = &["tests/sim", "bench", "fuzz"];
 
 /// Systems that the client is for, too, and that nothing here runs on: it is compiled, not linked.
 pub(crate) const WINDOWS: &str = "x86_64-pc-windows-gnu";
