@@ -117,6 +117,18 @@ impl Client {
         }
     }
 
+    /// WireGuard through a relay of another certificate.
+    ///
+    /// # Panics
+    /// When `trust` cannot be read.
+    pub fn through(&self, relay: &Url, trust: &Trust) -> Transport {
+        Transport::WebSocket {
+            url: relay.clone(),
+            token: Some(self.lease.relay.token.clone()),
+            tls: tls_config(trust).expect("roots"),
+        }
+    }
+
     /// Starts a carrier and waits for its session.
     ///
     /// # Errors

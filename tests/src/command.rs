@@ -4,6 +4,7 @@ use std::{
     fmt,
     io::{Read, Write},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -139,5 +140,46 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// What a program has written to its standard error, as far as it is a megabyte.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    /// Collects it, and shows it beside the test's own.
+    pub fn follow(mut from: impl Read + Send + 'static) -> Log {
+        let log = Log::default();
+        let text = Arc::clone(&log.0);
+        thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = from.read(&mut chunk) {
+                let said = String::from_utf8_lossy(&chunk[..n]);
+                eprint!("{said}");
+                let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+                if text.len() < 1 << 20 {
+                    text.push_str(&said);
+                }
+            }
+        });
+        log
+    }
+
+    /// All of it until now.
+    pub fn text(&self) -> String {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Waits until it says `what`.
+    ///
+    /// # Panics
+    /// When it does not within `limit`.
+    pub fn says(&self, what: &str, limit: Duration) {
+        let says = || self.text().contains(what).then_some(());
+        clock::wait_for(&format!("{what:?} in the log"), limit, says);
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use carrier::{Handle, Transport, Trust, tls_config};
+use carrier::{Handle, Transport, Trust};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -25,7 +25,7 @@ use url::Url;
 
 use crate::{
     client::Client,
-    command::{Background, run},
+    command::{Background, Log, run},
     namespace::Namespace,
     system::{System, binary},
 };
@@ -35,6 +35,8 @@ use crate::{
 pub struct Relay {
     process: Background,
     namespace: Option<String>,
+    /// What it logs.
+    pub log: Log,
     /// Where it serves WebSockets.
     pub listen: SocketAddr,
     /// Where it serves metrics.
@@ -58,6 +60,8 @@ pub struct Setup<'a> {
     pub host: &'a str,
     /// Lines of `[limits]`.
     pub limits: &'a str,
+    /// `[tls]` and its lines, if not with the system's own certificate.
+    pub tls: Option<&'a str>,
 }
 
 impl<'a> Setup<'a> {
@@ -71,6 +75,7 @@ impl<'a> Setup<'a> {
             metrics: ([127, 0, 0, 1], 0).into(),
             host: "127.0.0.1",
             limits: "",
+            tls: None,
         }
     }
 
@@ -80,42 +85,37 @@ impl<'a> Setup<'a> {
     /// When it does not start.
     pub fn start(self) -> Relay {
         let config = self.write_config();
-        let mut command = match self.namespace {
-            None => Command::new(binary()),
-            Some(namespace) => namespace.command(binary()),
+        let Some(namespace) = self.namespace else {
+            return Relay::start(&config);
         };
-        command
-            .args(["relay", "--json", "--config"])
-            .arg(config)
-            .stdout(Stdio::piped());
-        let mut process = Background::start(command);
-        let stdout = process.0.stdout.take().expect("piped");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON when ready");
-        let address = |name: &str| ready[name].as_str().expect("there").parse().expect("one");
+        let relay = Relay::run(namespace.command(binary()), &config);
         Relay {
-            process,
-            namespace: self.namespace.map(|namespace| namespace.name().to_owned()),
-            listen: address("listen"),
-            metrics: address("metrics"),
+            namespace: Some(namespace.name().to_owned()),
+            ..relay
         }
     }
 
-    fn write_config(&self) -> PathBuf {
+    /// Writes its configuration.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn write_config(&self) -> PathBuf {
         let name = self.listen.to_string().replace([':', '[', ']'], "-");
         let file = self.directory.join(format!("relay-{name}.toml"));
-        let tls = self.system.data_dir().join("tls");
+        let of_system = self.system.data_dir().join("tls");
+        let of_system = format!(
+            "[tls]\ncertificate = \"{}\"\nkey = \"{}\"\n",
+            of_system.join("cert.pem").display(),
+            of_system.join("key.pem").display()
+        );
         let gateway = &self.system.ready.gateway;
         let text = format!(
             "listen = \"{}\"\n\
              metrics_listen = \"{}\"\n\
-             hosts = [\"{}\"]\n\
+             hosts = [\"{}\", \"localhost\"]\n\
              token_keys = [\"{}\"]\n\
              drain_seconds = 2\n\
-             [tls]\n\
-             certificate = \"{}\"\n\
-             key = \"{}\"\n\
+             {}\
              [gateways.local]\n\
              endpoint = \"{}\"\n\
              public_key = \"{}\"\n\
@@ -125,8 +125,7 @@ impl<'a> Setup<'a> {
             self.metrics,
             self.host,
             self.system.ready.relay_token_key,
-            tls.join("cert.pem").display(),
-            tls.join("key.pem").display(),
+            self.tls.unwrap_or(&of_system),
             gateway.endpoint,
             gateway.public_key,
             self.limits,
@@ -137,6 +136,40 @@ impl<'a> Setup<'a> {
 }
 
 impl Relay {
+    /// Starts one on this configuration, and waits until it listens.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn start(config: &Path) -> Relay {
+        Relay::run(Command::new(binary()), config)
+    }
+
+    /// The same by a command that begins so.
+    ///
+    /// # Panics
+    /// When it does not listen.
+    pub fn run(mut command: Command, config: &Path) -> Relay {
+        command
+            .args(["relay", "--json", "--config"])
+            .arg(config)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = Background::start(command);
+        let log = Log::follow(process.0.stderr.take().expect("piped"));
+        let stdout = process.0.stdout.take().expect("piped");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON when ready");
+        let address = |name: &str| ready[name].as_str().expect("there").parse().expect("one");
+        Relay {
+            process,
+            namespace: None,
+            log,
+            listen: address("listen"),
+            metrics: address("metrics"),
+        }
+    }
+
     /// Where the configuration of a relay on loopback was written.
     pub fn config(directory: &Path, port: u16) -> PathBuf {
         directory.join(format!("relay-127.0.0.1-{port}.toml"))
@@ -185,22 +218,33 @@ impl Relay {
         run(command, b"", Duration::from_secs(10)).text()
     }
 
-    /// The value of a series of its metrics.
+    /// Its tunnel to the system's gateway, under this name of it.
+    ///
+    /// # Panics
+    /// When `host` is none.
+    pub fn url(&self, host: &str) -> Url {
+        let port = self.listen.port();
+        Url::parse(&format!("wss://{host}:{port}/v1/tunnel/local")).expect("a URL")
+    }
+
+    /// The value of a series of its metrics, without the prefix that all have.
     ///
     /// # Panics
     /// When there is no such series.
     pub fn metric(&self, series: &str) -> u64 {
         let text = self.get("/metrics");
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let line = text.lines().find_map(|line| {
+            line.strip_prefix("underpass_relay_")?
+                .strip_prefix(series)?
+                .strip_prefix(' ')
+        });
         let value = line.unwrap_or_else(|| panic!("no {series} in {text}"));
         value.parse().expect("a count")
     }
 
     /// Sessions that are open.
     pub fn sessions(&self) -> u64 {
-        self.metric("underpass_relay_sessions")
+        self.metric("sessions")
     }
 
     /// All that it counts, by series without the prefix.
@@ -245,11 +289,8 @@ pub async fn have(relays: &[&Relay], sessions: u64) {
 /// When the system's certificate cannot be used.
 pub fn through(system: &System, client: &Client, relay: SocketAddr) -> Transport {
     let trust = Trust::fingerprint(&system.ready.fingerprint).expect("a fingerprint");
-    Transport::WebSocket {
-        url: Url::parse(&format!("wss://{relay}/v1/tunnel/local")).expect("a URL"),
-        token: Some(client.lease.relay.token.clone()),
-        tls: tls_config(&trust).expect("the certificate"),
-    }
+    let url = Url::parse(&format!("wss://{relay}/v1/tunnel/local")).expect("a URL");
+    client.through(&url, &trust)
 }
 
 /// How much a transfer sends, and how often.
@@ -316,8 +357,20 @@ impl Transfer {
         relay: SocketAddr,
         pace: Pace,
     ) -> Transfer {
+        Transfer::over(peers, |client| through(system, client, relay), pace).await
+    }
+
+    /// The same, each on a way of its own.
+    ///
+    /// # Panics
+    /// When there is no stream between them within the time.
+    pub async fn over(
+        peers: &[Client; 2],
+        way: impl Fn(&Client) -> Transport,
+        pace: Pace,
+    ) -> Transfer {
         let connect = async |client: &Client| {
-            let handle = client.connect(through(system, client, relay)).await;
+            let handle = client.connect(way(client)).await;
             handle.expect("a tunnel")
         };
         let from = connect(&peers[0]).await;

@@ -1,10 +1,10 @@
 //! A running `underpass up --demo`, and the commands that find it.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -13,8 +13,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::{
-    clock::wait_for,
-    command::{Background, Output, run},
+    command::{Background, Log, Output, run},
     namespace::Namespace,
     warp::Warp,
 };
@@ -144,11 +143,7 @@ impl Setup<'_> {
                 eprintln!("up --json printed more than one line: {line}");
             }
         });
-        let log = Log::default();
-        thread::spawn({
-            let log = log.clone();
-            move || log.follow(stderr)
-        });
+        let log = Log::follow(stderr);
         let line = match line.recv_timeout(READY) {
             Ok(Some(Ok(line))) => line,
             other => {
@@ -175,31 +170,6 @@ impl Setup<'_> {
     }
 }
 
-/// What a system has written to its standard error.
-#[derive(Clone, Debug, Default)]
-struct Log(Arc<Mutex<String>>);
-
-impl Log {
-    fn follow(&self, mut from: impl Read) {
-        let mut chunk = [0; 4096];
-        while let Ok(n @ 1..) = from.read(&mut chunk) {
-            let said = String::from_utf8_lossy(&chunk[..n]);
-            eprint!("{said}");
-            let mut text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if text.len() < 1 << 20 {
-                text.push_str(&said);
-            }
-        }
-    }
-
-    fn text(&self) -> String {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
 impl System {
     /// Starts one on loopback, on free ports.
     pub fn start() -> System {
@@ -211,12 +181,7 @@ impl System {
     /// # Panics
     /// When it does not within ten seconds.
     pub fn logs(&self, what: &str) {
-        let says = || self.log.text().contains(what).then_some(());
-        wait_for(
-            &format!("{what:?} in the log"),
-            Duration::from_secs(10),
-            says,
-        );
+        self.log.says(what, Duration::from_secs(10));
     }
 
     /// A client command of the same machine.

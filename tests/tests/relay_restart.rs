@@ -80,7 +80,7 @@ async fn a_cut_connection_is_resumed() {
         ]);
         run(kill, b"", Duration::from_secs(5));
         let resumed = async {
-            while relay.metric("underpass_relay_resumes_total{outcome=\"resumed\"}") < 2 * round {
+            while relay.metric("resumes_total{outcome=\"resumed\"}") < 2 * round {
                 sleep(Duration::from_millis(50)).await;
             }
         };
@@ -88,10 +88,7 @@ async fn a_cut_connection_is_resumed() {
             .await
             .expect("both come back");
     }
-    assert_eq!(
-        relay.metric("underpass_relay_resumes_total{outcome=\"unknown\"}"),
-        0
-    );
+    assert_eq!(relay.metric("resumes_total{outcome=\"unknown\"}"), 0);
     let (bytes, longest) = transfer.end().await;
     println!("three cuts: {bytes} bytes, longest pause {longest:?}");
 }
