@@ -4,16 +4,21 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, anyhow, ensure};
-use base64::{Engine, engine::general_purpose::STANDARD};
+use anyhow::{Context, anyhow, bail, ensure};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use relay::{
-    AcceptLimits, CertificateFiles, Counters, GatewayTarget, Limits, Relay, RelayConfig,
+    AcceptLimits, Acme, AcmeConfig, CertificateFiles, Counters, GatewayTarget, Limits, Relay,
+    RelayConfig,
+    acme::{ExternalAccount, LETS_ENCRYPT},
     rest::{LONGEST_REST, set_rest},
     tls::Identity,
 };
@@ -27,7 +32,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wire::PublicKey;
 
-use crate::up::{bind, hang_up, log_to_stderr, stop_signal};
+use crate::{
+    platform::{self, Access},
+    up::{bind, hang_up, log_to_stderr, stop_signal},
+};
 
 /// Run a relay alone.
 #[derive(clap::Args, Debug)]
@@ -46,7 +54,13 @@ A configuration:
   key = \"/etc/underpass/key.pem\"
   [gateways.local]
   endpoint = \"192.0.2.1:51820\"
-  public_key = \"...\"")]
+  public_key = \"...\"
+
+A certificate that is ordered and renewed instead, from Let's Encrypt unless directory = says another:
+  [tls.acme]
+  domains = [\"relay.example.com\"]
+  contact = \"mailto:ops@example.com\"
+  cache = \"/var/lib/underpass/acme\"")]
 pub(crate) struct Args {
     /// What it serves, in TOML
     #[arg(long, value_name = "FILE")]
@@ -82,8 +96,41 @@ struct Written {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenTls {
-    certificate: PathBuf,
-    key: PathBuf,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    acme: Option<WrittenAcme>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenAcme {
+    domains: Vec<String>,
+    #[serde(default)]
+    contact: OneOrMore,
+    directory: Option<String>,
+    directory_ca: Option<PathBuf>,
+    cache: PathBuf,
+    external_account: Option<WrittenExternalAccount>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl Default for OneOrMore {
+    fn default() -> OneOrMore {
+        OneOrMore::More(Vec::new())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenExternalAccount {
+    id: String,
+    key_file: PathBuf,
 }
 
 #[derive(Deserialize)]
@@ -111,10 +158,18 @@ struct WrittenLimits {
 struct Config {
     listen: SocketAddr,
     metrics_listen: Option<SocketAddr>,
-    tls: CertificateFiles,
+    tls: Tls,
     rest: Duration,
     relay: RelayConfig,
     accept: AcceptLimits,
+}
+
+/// Where the certificate is from.
+#[derive(Debug)]
+enum Tls {
+    Files(CertificateFiles),
+    /// And where the key of an external account is.
+    Acme(AcmeConfig, Option<PathBuf>),
 }
 
 /// A listener that is given up takes no new connection for so long before it is closed: what was
@@ -131,7 +186,14 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Runs until Ctrl-C or SIGTERM, and then until the last session has left.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
-    let identity = Identity::new(&config.tls.load()?)?;
+    if let (Tls::Acme(acme, _), false) = (&config.tls, args.check) {
+        let made = platform::make_private_dir(&acme.cache);
+        made.with_context(|| {
+            let shown = acme.cache.display();
+            format!("cannot make {shown}\nhint: cache = names a directory for this user")
+        })?;
+    }
+    let (identity, keeper) = config.tls.open()?;
     if args.check {
         println!("{} is fine", args.config.display());
         return Ok(());
@@ -158,21 +220,39 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         if takes_over && admin.as_ref().is_err_and(is_taken) {
             eprintln!("metrics are on {address} when the relay before this one has ended");
             metrics = Some(address);
-            tasks.spawn(metrics_later(address, relay.clone(), drained.clone()));
+            tasks.spawn(metrics_later(
+                address,
+                relay.clone(),
+                Arc::clone(&identity),
+                drained.clone(),
+            ));
         } else {
             let admin = bind(address, "metrics_listen =", admin)?;
             metrics = Some(admin.local_addr()?);
-            tasks.spawn(relay::serve_admin(admin, relay.clone(), drained.clone()));
+            tasks.spawn(relay::serve_admin(
+                admin,
+                relay.clone(),
+                Arc::clone(&identity),
+                drained.clone(),
+            ));
         }
     }
     let certificate_too = Arc::new(Notify::new());
-    tasks.spawn(relay::keep_certificate(
-        Arc::clone(&identity),
-        config.tls.clone(),
+    let (ask, count, stopped) = (
         Arc::clone(&certificate_too),
         Arc::clone(&counters),
         accepting.clone(),
-    ));
+    );
+    match keeper {
+        Keeper::Files(files) => tasks.spawn(relay::keep_certificate(
+            Arc::clone(&identity),
+            files,
+            ask,
+            count,
+            stopped,
+        )),
+        Keeper::Acme(acme) => tasks.spawn(acme.keep(ask, count, stopped)),
+    };
     tasks.spawn(keep_configuration(
         args.config.clone(),
         relay.clone(),
@@ -204,10 +284,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Serves metrics as soon as the address is free. Until then they are those of the relay that is
 /// being replaced: that it drains is to be seen until its end.
-async fn metrics_later(address: SocketAddr, relay: Relay, stop: CancellationToken) {
+async fn metrics_later(
+    address: SocketAddr,
+    relay: Relay,
+    identity: Arc<Identity>,
+    stop: CancellationToken,
+) {
     loop {
         match TcpListener::bind(address).await {
-            Ok(listener) => return relay::serve_admin(listener, relay, stop).await,
+            Ok(listener) => return relay::serve_admin(listener, relay, identity, stop).await,
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return eprintln!("no metrics on {address}: {error}"),
         }
@@ -263,6 +348,135 @@ fn ready(args: &Args, listen: SocketAddr, metrics: Option<SocketAddr>) -> anyhow
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
+}
+
+/// Who keeps the certificate of a port up to date.
+enum Keeper {
+    Files(CertificateFiles),
+    Acme(Box<Acme>),
+}
+
+impl Tls {
+    /// Reads what there is: files are to be there, a certificate that is ordered may be still to
+    /// come.
+    fn open(&self) -> anyhow::Result<(Arc<Identity>, Keeper)> {
+        match self {
+            Tls::Files(files) => {
+                let identity = Identity::new(&files.load()?)?;
+                Ok((identity, Keeper::Files(files.clone())))
+            }
+            Tls::Acme(config, key_file) => {
+                if config.cache.exists() {
+                    platform::check_private(&config.cache, Access::Enter)?;
+                    for file in fs::read_dir(&config.cache)? {
+                        platform::check_private(&file?.path(), Access::Read)?;
+                    }
+                }
+                let mut config = config.clone();
+                if let (Some(account), Some(file)) = (&mut config.external_account, key_file) {
+                    account.key = external_key(file)?;
+                }
+                let acme = Acme::new(config)?;
+                Ok((Arc::clone(acme.identity()), Keeper::Acme(Box::new(acme))))
+            }
+        }
+    }
+}
+
+/// The key of an external account, as ACME servers' owners hand it out.
+fn external_key(file: &Path) -> anyhow::Result<Vec<u8>> {
+    platform::check_private(file, Access::Read)?;
+    let text =
+        fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let key = URL_SAFE_NO_PAD
+        .decode(text.trim().trim_end_matches('='))
+        .ok();
+    key.filter(|key| !key.is_empty()).with_context(|| {
+        format!(
+            "{} holds no key\nhint: one line of base64url, as the ACME server's owner hands it out",
+            file.display()
+        )
+    })
+}
+
+impl WrittenTls {
+    fn meaning(self) -> anyhow::Result<Tls> {
+        let acme = match (self.certificate, self.key, self.acme) {
+            (Some(chain), Some(key), None) => {
+                return Ok(Tls::Files(CertificateFiles { chain, key }));
+            }
+            (None, None, Some(acme)) => acme,
+            (None, None, None) => bail!(
+                "it has no certificate\nhint: [tls] with certificate and key, or [tls.acme] with domains and cache"
+            ),
+            (_, _, Some(_)) => bail!(
+                "it has two certificates, one in files and one from an ACME server\nhint: [tls] with certificate and key, or [tls.acme], not both"
+            ),
+            _ => bail!(
+                "half of a certificate is missing\nhint: [tls] names both certificate and key"
+            ),
+        };
+        let domains: Vec<String> = acme
+            .domains
+            .iter()
+            .map(|domain| domain.to_ascii_lowercase())
+            .collect();
+        ensure!(
+            (1..=MOST_DOMAINS).contains(&domains.len()),
+            "[tls.acme] names {} domains\nhint: domains = [\"relay.example.com\"], up to {MOST_DOMAINS} of them",
+            domains.len()
+        );
+        for domain in &domains {
+            ensure!(
+                is_name(domain),
+                "no certificate can be proven here for {domain:?}\nhint: a name in ASCII, no address and no wildcard"
+            );
+        }
+        let contact = match acme.contact {
+            OneOrMore::One(contact) => vec![contact],
+            OneOrMore::More(contact) => contact,
+        };
+        for address in &contact {
+            ensure!(
+                address.starts_with("mailto:") && address.contains('@'),
+                "{address:?} is no contact\nhint: contact = \"mailto:ops@example.com\""
+            );
+        }
+        let directory = acme.directory.unwrap_or_else(|| LETS_ENCRYPT.to_owned());
+        let url: Option<url::Url> = directory.parse().ok();
+        ensure!(
+            url.is_some_and(|url| url.scheme() == "https" && url.has_host()),
+            "{directory:?} is no ACME server\nhint: directory = \"https://...\", the URL of its directory"
+        );
+        let (external_account, key_file) = match acme.external_account {
+            Some(WrittenExternalAccount { id, key_file }) => {
+                let key = Vec::new();
+                (Some(ExternalAccount { id, key }), Some(key_file))
+            }
+            None => (None, None),
+        };
+        let config = AcmeConfig {
+            domains,
+            contact,
+            directory,
+            directory_ca: acme.directory_ca,
+            cache: acme.cache,
+            external_account,
+        };
+        Ok(Tls::Acme(config, key_file))
+    }
+}
+
+/// What Let's Encrypt allows in one certificate.
+const MOST_DOMAINS: usize = 100;
+
+fn is_name(domain: &str) -> bool {
+    let is_label = |label: &str| {
+        let plain = |it: char| it.is_ascii_alphanumeric() || it == '-' || it == '_';
+        (1..=63).contains(&label.len()) && label.chars().all(plain)
+    };
+    let is_address = domain.parse::<IpAddr>().is_ok();
+    domain.len() <= 253 && domain.split('.').all(is_label) && !is_address
 }
 
 impl Config {
@@ -340,10 +554,7 @@ impl Config {
         Ok(Config {
             listen: written.listen,
             metrics_listen: written.metrics_listen,
-            tls: CertificateFiles {
-                chain: written.tls.certificate,
-                key: written.tls.key,
-            },
+            tls: written.tls.meaning()?,
             rest,
             relay,
             accept,
@@ -455,6 +666,86 @@ mod tests {
         assert_eq!(accept(all), [24_000, 40_000, 4_000, 4_000, 512]);
         let written = "connections_per_second = 50\nconnections_per_second_per_source = 5";
         assert_eq!(accept(written), [12_000, 2_000, 50, 5, 128]);
+    }
+
+    const FILES: &str = "certificate = \"chain.pem\"\n        key = \"key.pem\"";
+
+    fn with_acme(more: &str) -> String {
+        let acme = "[tls.acme]\n        cache = \"/var/lib/underpass/acme\"";
+        GOOD.replace(FILES, &format!("{acme}\n        {more}"))
+    }
+
+    #[test]
+    fn a_certificate_can_be_ordered() {
+        let text = with_acme("domains = [\"Relay.example.com\"]");
+        let Tls::Acme(acme, None) = Config::parse(&text).unwrap().tls else {
+            panic!("files")
+        };
+        assert_eq!(acme.domains, ["relay.example.com"]);
+        assert_eq!(acme.directory, LETS_ENCRYPT);
+        assert_eq!((acme.contact.len(), acme.directory_ca), (0, None));
+
+        let text = with_acme(
+            "domains = [\"a.example\", \"b.example\"]
+            contact = \"mailto:ops@example.com\"
+            directory = \"https://127.0.0.1:14000/dir\"
+            directory_ca = \"roots.pem\"
+            external_account = { id = \"kid-1\", key_file = \"mac.key\" }",
+        );
+        let Tls::Acme(acme, Some(key_file)) = Config::parse(&text).unwrap().tls else {
+            panic!("files, or no key")
+        };
+        assert_eq!(acme.contact, ["mailto:ops@example.com"]);
+        assert_eq!(acme.external_account.unwrap().id, "kid-1");
+        assert_eq!(key_file, Path::new("mac.key"));
+        let many = text.replace(
+            "\"mailto:ops@example.com\"",
+            "[\"mailto:a@example.com\", \"mailto:b@example.com\"]",
+        );
+        let Tls::Acme(acme, _) = Config::parse(&many).unwrap().tls else {
+            panic!("files")
+        };
+        assert_eq!(acme.contact.len(), 2);
+    }
+
+    #[test]
+    fn one_certificate_and_no_other() {
+        let acme = with_acme("domains = [\"relay.example.com\"]");
+        let both = acme.replace("[tls.acme]", &format!("{FILES}\n[tls.acme]"));
+        let one_and_half = acme.replace("[tls.acme]", "key = \"key.pem\"\n[tls.acme]");
+        for (text, says) in [
+            (both, "two certificates"),
+            (one_and_half, "two certificates"),
+            (GOOD.replace(FILES, ""), "no certificate"),
+            (GOOD.replace("key = \"key.pem\"", ""), "half"),
+        ] {
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            assert!(
+                error.contains(says) && error.contains("hint: [tls]"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_order_that_nobody_can_fulfil_is_refused_with_a_hint() {
+        for more in [
+            "",
+            "domains = []",
+            "domains = [\"*.example.com\"]",
+            "domains = [\"192.0.2.1\"]",
+            "domains = [\"::1\"]",
+            "domains = [\"a..example\"]",
+            "domains = [\"relay.example.com:443\"]",
+            "domains = [\"relay.example.com\"]\ncontact = \"ops@example.com\"",
+            "domains = [\"relay.example.com\"]\ndirectory = \"http://acme.example\"",
+            "domains = [\"relay.example.com\"]\ndirectory = \"acme.example\"",
+            "domains = [\"relay.example.com\"]\nexternal_account = { id = \"a\" }",
+            "domain = [\"relay.example.com\"]",
+        ] {
+            let error = format!("{:#}", Config::parse(&with_acme(more)).unwrap_err());
+            assert!(error.contains("hint: "), "{more}: {error}");
+        }
     }
 
     #[test]

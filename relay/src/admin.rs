@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics, router::Relay};
+use crate::{metrics, router::Relay, tls::Identity};
 
 /// Connections at the same time; one more waits.
 const CONNECTIONS: usize = 16;
@@ -22,7 +22,12 @@ const HEADERS: Duration = Duration::from_secs(5);
 const LIFE: Duration = Duration::from_secs(60);
 
 /// Answers until `stop`. It is to outlive the drain, which `/readyz` tells of.
-pub async fn serve_admin(listener: TcpListener, relay: Relay, stop: CancellationToken) {
+pub async fn serve_admin(
+    listener: TcpListener,
+    relay: Relay,
+    identity: Arc<Identity>,
+    stop: CancellationToken,
+) {
     let loopback = listener
         .local_addr()
         .is_ok_and(|address| address.ip().is_loopback());
@@ -45,10 +50,10 @@ pub async fn serve_admin(listener: TcpListener, relay: Relay, stop: Cancellation
                 continue;
             }
         };
-        let (relay, stop) = (relay.clone(), stop.clone());
+        let (relay, identity, stop) = (relay.clone(), Arc::clone(&identity), stop.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let answer = answer(&relay, loopback, &request);
+                let answer = answer(&relay, &identity, loopback, &request);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let connection = http1::Builder::new()
@@ -63,7 +68,12 @@ pub async fn serve_admin(listener: TcpListener, relay: Relay, stop: Cancellation
     }
 }
 
-fn answer(relay: &Relay, loopback: bool, request: &Request<Incoming>) -> Response<Body> {
+fn answer(
+    relay: &Relay,
+    identity: &Identity,
+    loopback: bool,
+    request: &Request<Incoming>,
+) -> Response<Body> {
     let host = request
         .headers()
         .get(header::HOST)
@@ -90,6 +100,10 @@ fn answer(relay: &Relay, loopback: bool, request: &Request<Incoming>) -> Respons
         }
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if relay.is_draining() => plain(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        "/readyz" if !identity.is_ready() => plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no certificate yet\nhint: the log says what the ACME server answered.\n",
+        ),
         "/readyz" => plain(StatusCode::OK, "ready\n"),
         _ => plain(
             StatusCode::NOT_FOUND,

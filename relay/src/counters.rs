@@ -50,11 +50,15 @@ counters! {
     TlsIncompatible, "tls_incompatible", "TLS handshakes without a version or a cipher in common.";
     TlsFailed, "tls_failed", "TLS handshakes that broke the protocol, or were no TLS.";
     TlsTimeout, "tls_timeout", "TLS handshakes that took too long.";
+    TlsNoCertificate, "tls_no_certificate", "TLS handshakes refused because there is no certificate for them: none yet, or a challenge that nobody awaits.";
+    ChallengeAnswered, "acme_challenges", "Challenges of an ACME server answered, each a TLS handshake.";
     Cleartext, "tls_cleartext", "Cleartext HTTP on the TLS port.";
     HttpFailed, "http_failed", "HTTP connections that broke off, slow headers included.";
     RequestTimeout, "request_timeout", "Requests that were not answered in time, slow bodies included.";
     CertificateLoaded, "certificate_loaded", "Certificates taken from changed files.";
     CertificateRefused, "certificate_refused", "Changed files that hold no certificate and key that fit; the one before is kept.";
+    CertificateObtained, "certificate_obtained", "Certificates that an ACME server issued.";
+    CertificateNotObtained, "certificate_not_obtained", "Orders that an ACME server did not fulfil; the certificate before is kept, and the order is repeated.";
     // upgrades
     HostRefused, "host_refused", "Requests with a foreign Host header.";
     NotAnUpgrade, "not_an_upgrade", "Tunnel requests that are no WebSocket upgrade.";

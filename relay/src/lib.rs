@@ -8,10 +8,11 @@
 //! The pure parts are [`proof`] (what a session may send), `queue` (what waits, and what is
 //! dropped), `admission` (who may open a session) and `accept_rate` (how many connect within a
 //! second): they take time as an argument. The driver parts are `session` (one future per
-//! WebSocket), `udp` (the socket to a gateway), [`mod@serve`] (the accept loop), [`tls`] and
-//! [`admin`] (metrics and health).
+//! WebSocket), `udp` (the socket to a gateway), [`mod@serve`] (the accept loop), [`tls`], [`acme`]
+//! (certificates that are ordered) and [`admin`] (metrics and health).
 
 mod accept_rate;
+pub mod acme;
 pub mod admin;
 mod admission;
 mod config;
@@ -39,6 +40,7 @@ mod tls_stream;
 mod token;
 mod udp;
 
+pub use acme::{Acme, AcmeConfig};
 pub use admin::serve_admin;
 pub use admission::Rules;
 pub use config::{GatewayTarget, Limits, RelayConfig};

@@ -66,6 +66,7 @@ const FAMILIES: &[Family] = &[
             ("reason=\"cut\"", Counter::TlsCut),
             ("reason=\"refused_by_client\"", Counter::TlsRefused),
             ("reason=\"incompatible\"", Counter::TlsIncompatible),
+            ("reason=\"no_certificate\"", Counter::TlsNoCertificate),
             ("reason=\"protocol\"", Counter::TlsFailed),
         ],
     },
@@ -76,6 +77,19 @@ const FAMILIES: &[Family] = &[
             ("outcome=\"loaded\"", Counter::CertificateLoaded),
             ("outcome=\"refused\"", Counter::CertificateRefused),
         ],
+    },
+    Family {
+        name: "certificate_orders_total",
+        help: "Certificates ordered from an ACME server, by what came of it.",
+        of: &[
+            ("outcome=\"obtained\"", Counter::CertificateObtained),
+            ("outcome=\"failed\"", Counter::CertificateNotObtained),
+        ],
+    },
+    Family {
+        name: "acme_challenges_total",
+        help: "Challenges of an ACME server answered.",
+        of: &[("", Counter::ChallengeAnswered)],
     },
     Family {
         name: "http_failures_total",

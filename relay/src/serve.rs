@@ -25,6 +25,7 @@ use crate::{
     counters::{Counter, Counters},
     held::{Held, Unread},
     slots::{NoSlot, Slot, Slots},
+    tls::ACME_TLS,
     tls_stream::TlsStream,
 };
 
@@ -278,9 +279,15 @@ impl Server {
             return None;
         }
         match TlsStream::accept(tcp, self.tls.clone()).await {
-            Ok(tls) => {
+            Ok(mut tls) => {
                 self.counters.count(Counter::TlsDone);
-                Some(tls)
+                if tls.alpn() != Some(ACME_TLS) {
+                    return Some(tls);
+                }
+                self.counters.count(Counter::ChallengeAnswered);
+                // The handshake is the whole of it.
+                let _ = tls.shutdown().await;
+                None
             }
             Err(error) => {
                 self.counters.count(tls_failure(&error));
@@ -352,6 +359,8 @@ fn tls_failure(error: &io::Error) -> Counter {
     match inner {
         Some(rustls::Error::AlertReceived(_)) => Counter::TlsRefused,
         Some(rustls::Error::PeerIncompatible(_)) => Counter::TlsIncompatible,
+        // What rustls says when `Identity` has nothing to present.
+        Some(rustls::Error::General(_)) => Counter::TlsNoCertificate,
         Some(_) => Counter::TlsFailed,
         None => Counter::TlsCut,
     }

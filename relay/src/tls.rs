@@ -4,7 +4,7 @@
 //! again at the next start, and made anew when it is about to expire or when the names differ.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fmt, fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -19,7 +19,10 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
 use serde::{Deserialize, Serialize};
 
 /// Browsers refuse certificates that are valid for longer than 398 days.
@@ -43,7 +46,7 @@ impl Certificate {
     /// # Errors
     /// When a file cannot be read or holds no PEM of its kind.
     pub fn load(chain_file: &Path, key_file: &Path) -> Result<Certificate, TlsError> {
-        let pem = |file: &Path, error| TlsError::Pem {
+        let unfit = |file: &Path, error| TlsError::Pem {
             file: file.to_owned(),
             error,
         };
@@ -53,15 +56,18 @@ impl Certificate {
                 error,
             })
         };
-        let chain = CertificateDer::pem_slice_iter(&read(chain_file)?)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| pem(chain_file, error))?;
-        if chain.is_empty() {
-            return Err(pem(chain_file, rustls_pki_types::pem::Error::NoItemsFound));
-        }
+        let chain = chain(&read(chain_file)?).map_err(|error| unfit(chain_file, error))?;
         let key = PrivateKeyDer::from_pem_slice(&read(key_file)?)
-            .map_err(|error| pem(key_file, error))?;
+            .map_err(|error| unfit(key_file, error))?;
         Ok(Certificate { chain, key })
+    }
+
+    /// The same from one PEM text that holds both.
+    pub(crate) fn from_pem(text: &[u8]) -> Result<Certificate, pem::Error> {
+        Ok(Certificate {
+            chain: chain(text)?,
+            key: PrivateKeyDer::from_pem_slice(text)?,
+        })
     }
 
     /// The self-signed certificate in `directory`, which is made when it is not there. It names
@@ -110,16 +116,34 @@ impl Certificate {
         Identity::new(self)?.server_config()
     }
 
-    fn certified(&self) -> Result<Arc<CertifiedKey>, TlsError> {
+    pub(crate) fn certified(&self) -> Result<Arc<CertifiedKey>, TlsError> {
         let (chain, key) = (self.chain.clone(), self.key.clone_key());
         let certified = CertifiedKey::from_der(chain, key, &preferred_provider())?;
         Ok(Arc::new(certified))
     }
 }
 
+fn chain(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    let chain = CertificateDer::pem_slice_iter(text).collect::<Result<Vec<_>, _>>()?;
+    match chain.is_empty() {
+        true => Err(pem::Error::NoItemsFound),
+        false => Ok(chain),
+    }
+}
+
 /// The certificate that a port presents, which can be replaced under way: handshakes from then on
 /// see the new one, connections that stand notice nothing.
-pub struct Identity(RwLock<Arc<CertifiedKey>>);
+pub struct Identity {
+    /// None until the first is there; handshakes are refused then.
+    certified: RwLock<Option<Arc<CertifiedKey>>>,
+    /// What an ACME server is shown when it asks for one of these names. None where no ACME server
+    /// has anything to ask.
+    challenges: Option<RwLock<HashMap<String, Arc<CertifiedKey>>>>,
+}
+
+/// The protocol of an ACME server's handshake (RFC 8737), in which nothing is spoken.
+pub(crate) const ACME_TLS: &[u8] = b"acme-tls/1";
+const HTTP_1_1: &[u8] = b"http/1.1";
 
 impl Identity {
     /// Presents this certificate.
@@ -127,7 +151,24 @@ impl Identity {
     /// # Errors
     /// When the key does not fit the certificate.
     pub fn new(certificate: &Certificate) -> Result<Arc<Identity>, TlsError> {
-        Ok(Arc::new(Identity(RwLock::new(certificate.certified()?))))
+        Ok(Arc::new(Identity {
+            certified: RwLock::new(Some(certificate.certified()?)),
+            challenges: None,
+        }))
+    }
+
+    /// Presents nothing until a certificate is there, and answers the challenges of an ACME server.
+    pub fn awaited() -> Arc<Identity> {
+        Arc::new(Identity {
+            certified: RwLock::new(None),
+            challenges: Some(RwLock::default()),
+        })
+    }
+
+    /// Whether there is a certificate.
+    pub fn is_ready(&self) -> bool {
+        let certified = self.certified.read();
+        certified.unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Presents another from now on.
@@ -135,9 +176,41 @@ impl Identity {
     /// # Errors
     /// When its key does not fit; the one before is presented still.
     pub fn replace(&self, certificate: &Certificate) -> Result<(), TlsError> {
-        let certified = certificate.certified()?;
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        let certified = Some(certificate.certified()?);
+        let presented = self.certified.write();
+        *presented.unwrap_or_else(PoisonError::into_inner) = certified;
         Ok(())
+    }
+
+    /// Shows an ACME server that asks for `name` that whoever holds the account is here: a
+    /// certificate with the SHA-256 of the key authorization (RFC 8737, section 3).
+    ///
+    /// # Errors
+    /// When `name` is no name.
+    pub fn answer_challenge(&self, name: &str, digest: &[u8; 32]) -> Result<(), TlsError> {
+        let Some(challenges) = &self.challenges else {
+            return Ok(());
+        };
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut params = rcgen::CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.custom_extensions = vec![rcgen::CustomExtension::new_acme_identifier(digest)];
+        let made = params.self_signed(&key)?;
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let key = preferred_provider().key_provider.load_private_key(key)?;
+        // Not compared with its key: what reads certificates refuses one with this extension.
+        let shown = Arc::new(CertifiedKey::new(vec![made.der().clone()], key));
+        let mut challenges = challenges.write().unwrap_or_else(PoisonError::into_inner);
+        challenges.insert(name.to_owned(), shown);
+        Ok(())
+    }
+
+    /// No ACME server has anything to ask any more.
+    pub fn forget_challenges(&self) {
+        if let Some(challenges) = &self.challenges {
+            let mut challenges = challenges.write().unwrap_or_else(PoisonError::into_inner);
+            challenges.clear();
+        }
     }
 
     /// The configuration of the port: TLS 1.2 and 1.3, HTTP/1.1 alone.
@@ -149,7 +222,10 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![HTTP_1_1.to_vec()];
+        if self.challenges.is_some() {
+            config.alpn_protocols.push(ACME_TLS.to_vec());
+        }
         config.ignore_client_order = has_aes();
         // Tickets keep resumption without memory per client.
         config.ticketer = provider::Ticketer::new()?;
@@ -159,9 +235,20 @@ impl Identity {
 }
 
 impl ResolvesServerCert for Identity {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let certified = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Arc::clone(&certified))
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if let Some(challenges) = &self.challenges {
+            let offered: Vec<&[u8]> = hello.alpn().into_iter().flatten().collect();
+            if offered == [ACME_TLS] {
+                let challenges = challenges.read().unwrap_or_else(PoisonError::into_inner);
+                return challenges.get(hello.server_name()?).cloned();
+            }
+            // Offered beside something else, it is no challenge, and is not chosen.
+            if offered.contains(&ACME_TLS) && !offered.contains(&HTTP_1_1) {
+                return None;
+            }
+        }
+        let certified = self.certified.read();
+        certified.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -225,7 +312,7 @@ pub enum TlsError {
         /// Which.
         file: PathBuf,
         /// Why.
-        error: rustls_pki_types::pem::Error,
+        error: pem::Error,
     },
     /// A certificate cannot be made.
     #[error("cannot make a certificate: {0}; hint: check the names it is to have")]
@@ -344,7 +431,7 @@ impl Files {
 }
 
 /// Writes a whole file or none: into a new file of the mode, then into place.
-fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), TlsError> {
+pub(crate) fn write(file: &Path, content: &[u8], mode: u32) -> Result<(), TlsError> {
     let new = file.with_extension("new");
     let written = (|| {
         match fs::remove_file(&new) {

@@ -81,6 +81,11 @@ impl TlsStream {
         &mut self.tcp
     }
 
+    /// The protocol that was agreed on.
+    pub(crate) fn alpn(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
+    }
+
     fn poll_handshake(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let sent = self.poll_outgoing(context)?;

@@ -274,6 +274,7 @@ impl Fleet {
             metrics: format!("{address}:9100").parse().expect("an address"),
             host: FRONT,
             limits: documented("toml").trim().trim_start_matches("[limits]"),
+            tls: None,
         }
         .start()
     }

@@ -138,11 +138,17 @@ impl Up {
             Arc::default(),
             stop.clone(),
         );
+        let identity = Identity::new(&certificate)?;
         let drained = CancellationToken::new();
         if let Some(address) = config.metrics_listen {
             let listener = TcpListener::bind(address).await;
             let listener = bind(address, "--metrics-listen", listener)?;
-            tasks.spawn(relay::serve_admin(listener, relay.clone(), drained.clone()));
+            tasks.spawn(relay::serve_admin(
+                listener,
+                relay.clone(),
+                Arc::clone(&identity),
+                drained.clone(),
+            ));
         }
 
         let names = Arc::new(Names::new(Arc::clone(&control)));
@@ -162,7 +168,6 @@ impl Up {
         let app = page
             .merge(relay::router(relay.clone()))
             .merge(control::router(Arc::clone(&control)));
-        let identity = Identity::new(&certificate)?;
         if let Some((chain, key)) = config.tls.clone() {
             tasks.spawn(relay::keep_certificate(
                 Arc::clone(&identity),

@@ -1,6 +1,8 @@
 //! The relay over real loopback TLS: real clients, a fake gateway, WireGuard messages of boringtun.
 
 #[cfg(test)]
+mod acme;
+#[cfg(test)]
 mod admission;
 #[cfg(test)]
 mod carry;

@@ -1,6 +1,6 @@
 //! What an operator sees: metrics that add up whatever comes, health, readiness.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use proptest::{
@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
-use underpass_relay::{Counter, serve_admin};
+use underpass_relay::{
+    Counter, serve_admin,
+    tls::{Certificate, Identity},
+};
 
 use crate::support::*;
 
@@ -28,10 +31,21 @@ struct Admin {
 
 impl Admin {
     async fn of(fixture: &Fixture) -> Admin {
+        let data = tempfile::tempdir().unwrap();
+        let certificate = Certificate::load_or_make(data.path(), &[], now()).unwrap();
+        Admin::with(fixture, Identity::new(&certificate).unwrap()).await
+    }
+
+    async fn with(fixture: &Fixture, identity: Arc<Identity>) -> Admin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(serve_admin(listener, fixture.relay.clone(), stop.clone()));
+        tokio::spawn(serve_admin(
+            listener,
+            fixture.relay.clone(),
+            identity,
+            stop.clone(),
+        ));
         Admin { address, stop }
     }
 
@@ -93,6 +107,14 @@ async fn health_and_readiness() {
         admin.get("/metrics", "evil.example").await.0,
         421,
         "a rebound name"
+    );
+
+    let without_certificate = Admin::with(&fixture, Identity::awaited()).await;
+    let (status, why) = without_certificate.get("/readyz", "localhost").await;
+    assert!(status == 503 && why.contains("no certificate yet"), "{why}");
+    assert_eq!(
+        without_certificate.get("/healthz", "localhost").await.0,
+        200
     );
 
     let _client = fixture.client().await;

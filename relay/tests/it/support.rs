@@ -1,6 +1,7 @@
 //! A relay on loopback with a fake gateway behind it, and clients for it.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -165,18 +166,25 @@ impl Fixture {
 
     /// TLS with whatever certificate is there.
     pub(crate) async fn tls_of_anyone(&self) -> TlsStream<TcpStream> {
-        let tls = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+        self.tls_offering("localhost", &[]).await.unwrap()
+    }
+
+    /// The same for a name, with an offer of protocols.
+    pub(crate) async fn tls_offering(
+        &self,
+        name: &'static str,
+        protocols: &[&[u8]],
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anyone))
             .with_no_client_auth();
+        tls.alpn_protocols = protocols.iter().map(|it| it.to_vec()).collect();
         let tcp = TcpStream::connect(self.address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(tls))
-            .connect(name, tcp)
-            .await
-            .unwrap()
+        let name = ServerName::try_from(name).unwrap();
+        TlsConnector::from(Arc::new(tls)).connect(name, tcp).await
     }
 
     /// The same as [`Fixture::proven`], over that.
