@@ -11,6 +11,7 @@ pub mod command;
 pub mod emulator;
 pub mod firewall;
 pub mod namespace;
+pub mod pebble;
 pub mod peer;
 pub mod relay;
 pub mod soak;
@@ -31,6 +32,16 @@ pub fn root() -> bool {
     assert!(std::env::var_os("CI").is_none(), "{message}");
     eprintln!("skipped: {message}");
     false
+}
+
+/// A TCP port of loopback that nobody has at this moment, for programs that cannot say which one
+/// they took.
+///
+/// # Panics
+/// When there is none.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its number").port()
 }
 
 /// Megabytes of noise, the same at each run.

@@ -33,6 +33,7 @@ const TEST: &[Tool] = &[
     ("iperf3", "iperf3"),
     ("less", "less"),
     ("nft", "nftables"),
+    ("pebble", "pebble"),
     ("plink", "putty-tools"),
     ("pg_ctlcluster", "postgresql"),
     ("rsync", "rsync"),
