@@ -56,7 +56,7 @@ A configuration:
   endpoint = \"192.0.2.1:51820\"
   public_key = \"...\"
 
-A certificate that is ordered and renewed instead, from Let's Encrypt unless directory = says another:
+A certificate that is ordered and renewed instead, from Let's Encrypt or from `directory`:
   [tls.acme]
   domains = [\"relay.example.com\"]
   contact = \"mailto:ops@example.com\"

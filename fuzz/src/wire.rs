@@ -105,7 +105,12 @@ pub fn offer(data: &[u8]) {
     };
     let offered = Offered::parse(header);
     let again = subprotocol::offer(offered.bearer.as_deref(), offered.resume.as_deref());
-    let again = Offered::parse(&again.join(","));
+    let again = again.join(",");
+    // One that came without the protocol's name is longer with it.
+    if again.len() > subprotocol::MAX_OFFER {
+        return;
+    }
+    let again = Offered::parse(&again);
     assert!(again.v1);
     assert_eq!(
         (again.bearer, again.resume),

@@ -11,8 +11,8 @@ pub const V1: &str = "underpass.v1";
 const BEARER: &str = "bearer.";
 const RESUME: &str = "resume.";
 
-/// The longest offer that is looked at.
-const MAX_OFFER: usize = 8_192;
+/// The longest offer that is looked at, in bytes: relays take headers of 16 KB.
+pub const MAX_OFFER: usize = 8_192;
 
 /// What a client offers.
 #[derive(Clone, Default, PartialEq, Eq)]
