@@ -254,62 +254,84 @@ fn accept_key(key: &[u8]) -> String {
 }
 
 /// Waits for the upgraded connection and runs its session, or tells why there is none.
-async fn upgraded(
+///
+/// What comes before the session is boxed, and gone while the session lives: a future is as large
+/// as its largest moment, for as long as it lives, and of this one there are thousands.
+fn upgraded(
     relay: Arc<Inner>,
     limits: Limits,
     client: SocketAddr,
     upgrade: OnUpgrade,
     outcome: Result<(Admitted, Option<SessionSlot>), CloseCode>,
-) {
+) -> impl Future<Output = ()> {
+    let beginning = Box::pin(begin(relay, limits, client, upgrade, outcome));
+    async move {
+        if let Some(session) = beginning.await {
+            session.await;
+        }
+    }
+}
+
+/// The session; none for who is refused and has been told so.
+async fn begin(
+    relay: Arc<Inner>,
+    limits: Limits,
+    client: SocketAddr,
+    upgrade: OnUpgrade,
+    outcome: Result<(Admitted, Option<SessionSlot>), CloseCode>,
+) -> Option<impl Future<Output = ()>> {
     let Ok(connection) = upgrade.await else {
         relay.counters.count(Counter::UpgradeFailed);
-        return;
+        return None;
     };
     let connection = TokioIo::new(connection);
-    match outcome {
-        Ok((admitted, slot)) => {
-            let kept = relay.claim(&admitted).await;
-            let slot = match (&kept, slot) {
-                (None, None) => match relay.slot(client, &admitted) {
-                    Ok(slot) => Some(slot),
-                    Err(code) => {
-                        relay.counters.refused(code);
-                        return session::refuse(connection, code).await;
-                    }
-                },
-                (_, slot) => slot,
-            };
-            let Admitted {
-                gateway,
-                token_id,
-                flyctl,
-                ..
-            } = admitted;
-            let name = gateway.name.clone();
-            let resumable = !flyctl && !limits.resume.is_zero();
-            let register = || relay.resumes.register(&name, token_id.as_deref());
-            let opening = session::Opening {
-                registered: resumable.then(register).flatten(),
-                gateway,
-                token: token_id.is_some(),
-                flyctl,
-                limits,
-                counters: relay.counters.clone(),
-                shutdown: relay.shutdown.clone(),
-                kept,
-                slot,
-            };
-            let resumed = opening.kept.is_some();
-            tracing::debug!(%client, gateway = name, id = token_id, resumed, "session opened");
-            let end = session::run(connection, opening).await;
-            tracing::debug!(%client, gateway = name, id = token_id, end = end.reason(), "session ended");
-        }
+    let (admitted, slot) = match outcome {
+        Ok(admitted) => admitted,
         Err(code) => {
             relay.counters.refused(code);
             tracing::debug!(%client, reason = code.reason(), "session refused");
             session::refuse(connection, code).await;
+            return None;
         }
-    }
+    };
+    let kept = relay.claim(&admitted).await;
+    let slot = match (&kept, slot) {
+        (None, None) => match relay.slot(client, &admitted) {
+            Ok(slot) => Some(slot),
+            Err(code) => {
+                relay.counters.refused(code);
+                session::refuse(connection, code).await;
+                return None;
+            }
+        },
+        (_, slot) => slot,
+    };
+    let Admitted {
+        gateway,
+        token_id: id,
+        flyctl,
+        ..
+    } = admitted;
+    let resumable = !flyctl && !limits.resume.is_zero();
+    let register = || relay.resumes.register(&gateway.name, id.as_deref());
+    let opening = session::Opening {
+        registered: resumable.then(register).flatten(),
+        gateway: gateway.clone(),
+        token: id.is_some(),
+        flyctl,
+        limits,
+        counters: relay.counters.clone(),
+        shutdown: relay.shutdown.clone(),
+        kept,
+        slot,
+    };
+    let resumed = opening.kept.is_some();
+    tracing::debug!(%client, gateway = gateway.name, id, resumed, "session opened");
+    let session = session::run(connection, opening);
+    Some(async move {
+        let end = session.await;
+        tracing::debug!(%client, gateway = gateway.name, id, end = end.reason(), "session ended");
+    })
 }
 
 fn http_refusal(relay: &Inner, refusal: HttpRefusal) -> Response {
@@ -338,10 +360,27 @@ fn error(status: StatusCode, (code, message, hint): (&str, &str, &str)) -> Respo
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    /// Its future lives as long as the session: what is added to it is added to each of thousands.
+    #[test]
+    fn the_future_of_a_session_is_small() {
+        let relay = Relay::new(
+            &RelayConfig::new(),
+            Arc::default(),
+            CancellationToken::new(),
+        );
+        let upgrade = hyper::upgrade::on(http::Request::new(()));
+        let client = ([192, 0, 2, 1], 1).into();
+        let refused = Err(CloseCode::Idle);
+        let future = upgraded(relay.0, Limits::default(), client, upgrade, refused);
+        assert!(size_of_val(&future) <= 512, "{}", size_of_val(&future));
+    }
+
     /// The example of RFC 6455, section 1.3.
     #[test]
     fn the_key_is_answered() {
-        let answer = super::accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
+        let answer = accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
         assert_eq!(answer, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

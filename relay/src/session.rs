@@ -72,20 +72,51 @@ impl End {
     }
 }
 
+/// What the end of a session needs and its life does not.
+struct Parting {
+    flyctl: bool,
+    limits: Limits,
+    shutdown: CancellationToken,
+    /// Counted when it is dropped early, too.
+    ended: Ended,
+}
+
 /// Runs a session to its end; the client has been told when it returns, and had its time to come
 /// back where its connection was lost.
-pub(crate) async fn run<S>(socket: S, opening: Opening) -> End
+///
+/// The future is small, since it is moved into larger ones, and each keeps a place for it: what a
+/// session needs is in boxes.
+pub(crate) fn run<S>(socket: S, opening: Opening) -> impl Future<Output = End>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let counters = opening.counters.clone();
-    let (limits, shutdown) = (opening.limits, opening.shutdown.clone());
-    let flyctl = opening.flyctl;
-    counters.count(Counter::SessionsOpened);
-    // Counted when this future is dropped too.
-    let ended = Ended(counters.clone());
+    opening.counters.count(Counter::SessionsOpened);
+    let parting = Box::new(Parting {
+        flyctl: opening.flyctl,
+        limits: opening.limits,
+        shutdown: opening.shutdown.clone(),
+        ended: Ended(opening.counters.clone()),
+    });
     let mut pump = Box::new(Pump::new(socket, opening));
-    let end = std::future::poll_fn(|context| pump.poll(context)).await;
+    async move {
+        let end = std::future::poll_fn(|context| pump.poll(context)).await;
+        Box::pin(part(*pump, end, *parting)).await;
+        end
+    }
+}
+
+/// Says goodbye, and waits for the client where its connection was lost.
+async fn part<S>(pump: Pump<S>, end: End, parting: Parting)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Parting {
+        flyctl,
+        limits,
+        shutdown,
+        ended,
+    } = parting;
+    let counters = ended.0.clone();
     let Rest {
         socket,
         unwritten,
@@ -135,7 +166,6 @@ where
         }
     };
     tokio::join!(Box::pin(farewell), parking);
-    end
 }
 
 /// What is left of a session that has ended.
