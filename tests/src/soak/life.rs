@@ -495,7 +495,8 @@ impl Client {
         let mut identity = Identity::new(&self.world);
         let talks = self.random.below(2) == 0;
         if talks {
-            link.send(&[self.world.stranger.clone()]).await?;
+            link.send(std::slice::from_ref(&self.world.stranger))
+                .await?;
         }
         // Somewhat more than the 30 s that it has.
         for _ in 0..90 {

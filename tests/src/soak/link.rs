@@ -283,7 +283,7 @@ impl Link {
 
     /// Proves a session, and waits until the relay has seen it.
     pub(super) async fn prove(&mut self, world: &World) -> Result<(), String> {
-        self.send(&[world.initiation.clone()]).await?;
+        self.send(std::slice::from_ref(&world.initiation)).await?;
         self.sync().await
     }
 
@@ -355,7 +355,7 @@ impl Link {
                 Some(Heard::Ping(payload)) => self.frame(Opcode::Pong, &payload).await?,
                 Some(heard) => return Ok(Some(heard)),
                 None => {
-                    let mut buffer = [0; 16 * 1024];
+                    let mut buffer = vec![0; 16 * 1024];
                     match timeout_at(deadline, self.tls.read(&mut buffer)).await {
                         Err(_) => return Ok(None),
                         Ok(Ok(0) | Err(_)) => return Ok(Some(Heard::End)),
