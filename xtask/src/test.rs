@@ -81,7 +81,8 @@ impl Part {
                 let dir = root.join("tests/sim");
                 sh::run_with_output(&mut sh::line(&dir, "cargo test --quiet"))
             }
-            // In the profile of the other tests: `bench/` would be built for it first.
+            // In the profile of the other tests: building `bench/`, and the product optimised, takes
+            // longer than all of it.
             Part::Soak => {
                 build(root)?;
                 let run = "cargo run --quiet --package tests --bin relay-soak";
