@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use crate::{pace::Pace, path::path_of, pool, tls::ACME_TLS};
+use crate::{pace::Pace, path::path_of, pool};
 
 /// What is encrypted at once; with what TLS adds it fits a pooled buffer.
 const WRITE: usize = 64 * 1024;
@@ -72,11 +72,7 @@ impl TlsStream {
             ended: false,
             goodbye: false,
         };
-        match poll_fn(|context| stream.poll_handshake(context)).await {
-            // Who verifies a challenge has seen all that counts, and may hang up before we know.
-            Err(error) if error.get_ref().is_none() && stream.alpn() == Some(ACME_TLS) => {}
-            shaken => shaken?,
-        }
+        poll_fn(|context| stream.poll_handshake(context)).await?;
         Ok(stream)
     }
 
@@ -101,7 +97,8 @@ impl TlsStream {
             // The alert that says why, as far as the kernel takes it at once.
             let _ = self.poll_outgoing(context);
             received?;
-            if self.ended {
+            // Who says goodbye with the last message of the handshake has shaken hands.
+            if self.ended && self.tls.is_handshaking() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
@@ -398,6 +395,18 @@ mod tests {
     type Client = tokio_rustls::client::TlsStream<TcpStream>;
 
     async fn pair(version: &'static SupportedProtocolVersion) -> (TlsStream, Client) {
+        let (tls, listener, client) = ends(version).await;
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            TlsStream::accept(tcp, tls).await.unwrap()
+        };
+        tokio::join!(server, client)
+    }
+
+    /// What accepts, and what connects to it.
+    async fn ends(
+        version: &'static SupportedProtocolVersion,
+    ) -> (Arc<ServerConfig>, TcpListener, impl Future<Output = Client>) {
         let data = tempfile::tempdir().unwrap();
         #[expect(clippy::disallowed_methods, reason = "a certificate of today")]
         let now = std::time::SystemTime::now();
@@ -411,13 +420,7 @@ mod tests {
             .with_no_client_auth();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = async {
-            let (tcp, _) = listener.accept().await.unwrap();
-            TlsStream::accept(tcp, certificate.server_config().unwrap())
-                .await
-                .unwrap()
-        };
-        let client = async {
+        let client = async move {
             let tcp = TcpStream::connect(address).await.unwrap();
             let name = ServerName::try_from("localhost").unwrap();
             TlsConnector::from(Arc::new(client))
@@ -425,7 +428,7 @@ mod tests {
                 .await
                 .unwrap()
         };
-        tokio::join!(server, client)
+        (certificate.server_config().unwrap(), listener, client)
     }
 
     fn bytes(length: usize) -> Vec<u8> {
@@ -472,6 +475,28 @@ mod tests {
             let ((), (), at_server, at_client) = tokio::join!(up, down, at_server, at_client);
             assert!(at_server == all && at_client == all, "{version:?}");
         }
+    }
+
+    /// As ACME servers do: the handshake's last message and the goodbye are read at once.
+    #[tokio::test]
+    async fn a_handshake_with_a_goodbye_is_one() {
+        let (tls, listener, client) = ends(&version::TLS13).await;
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            TlsStream::accept(tcp, tls).await
+        };
+        let client = async {
+            client.await.shutdown().await.unwrap();
+        };
+        let (mut server, mut client) = (Box::pin(server), Box::pin(client));
+        tokio::select! {
+            // First, so that the server does not look between the two.
+            biased;
+            () = &mut client => {}
+            _ = &mut server => panic!("before the client has said all"),
+        }
+        let mut server = server.await.unwrap();
+        assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
     }
 
     #[tokio::test]
