@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use underpass_relay::{
     AcceptLimits, Counters, GatewayTarget, Relay, RelayConfig,
-    rest::{before_park, set_rest},
+    rest::{USUAL_REST, before_park, set_rest},
     router, serve,
     tls::Certificate,
 };
@@ -32,8 +32,6 @@ use crate::{SERVER_CORE, myself, path::Place, pin};
 /// The gateway's public key; an initiation for it is [`crate::client::INITIATION`].
 pub const GATEWAY_KEY: PublicKey = PublicKey([7; 32]);
 
-/// `rest_micros = 50`
-pub const REST: Duration = Duration::from_micros(50);
 /// More clients than the descriptors of a measurement are enough for.
 const CLIENTS: usize = 20_000;
 /// Longer than a measurement.
@@ -44,8 +42,8 @@ const ALONE: Duration = Duration::from_secs(3600);
 pub enum Side {
     /// The product's relay: its router, its admission, its counters.
     Relay,
-    /// The same, configured to rest for [`REST`] between two looks at its sockets.
-    Rested,
+    /// The same, with `rest_micros = 0`: it looks whenever it is woken.
+    Restless,
     /// One datagram per message and one flush per message, after tokio-tungstenite's examples.
     Baseline,
 }
@@ -55,7 +53,7 @@ impl Side {
     pub fn named(name: &str) -> Side {
         match name {
             "relay" => Side::Relay,
-            "rested" => Side::Rested,
+            "restless" => Side::Restless,
             _ => Side::Baseline,
         }
     }
@@ -64,7 +62,7 @@ impl Side {
     pub fn name(self) -> &'static str {
         match self {
             Side::Relay => "relay",
-            Side::Rested => "rested",
+            Side::Restless => "restless",
             Side::Baseline => "baseline",
         }
     }
@@ -140,8 +138,8 @@ pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
     let side = Side::named(side);
     let gateway = gateway.parse()?;
     pin(SERVER_CORE)?;
-    if side == Side::Rested {
-        set_rest(REST);
+    if side == Side::Relay {
+        set_rest(USUAL_REST);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -164,7 +162,7 @@ pub fn run(side: &str, gateway: &str, listen: &str) -> anyhow::Result<()> {
         let tls = certificate.server_config()?;
         let server = async {
             match side {
-                Side::Relay | Side::Rested => relay(listener, tls, gateway).await,
+                Side::Relay | Side::Restless => relay(listener, tls, gateway).await,
                 Side::Baseline => baseline(listener, tls, gateway).await,
             }
         };

@@ -181,8 +181,18 @@ impl Relay {
     /// When there is no such process.
     pub fn signal(&self, signal: &str) {
         let mut kill = Command::new("kill");
-        kill.args([signal, &self.process.0.id().to_string()]);
+        kill.args([signal, &self.pid().to_string()]);
         run(kill, b"", Duration::from_secs(5)).ok();
+    }
+
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.process.0.try_wait(), Ok(None))
     }
 
     /// Waits until it has ended by itself.

@@ -171,7 +171,7 @@ pub fn run(seconds: u64, seed: u64) -> Summary {
     drop(system);
     let (stop, stopped) = watch::channel(false);
     let world = Arc::new(World {
-        relay: relay.listen,
+        relay: relay.listen(),
         tls: TlsConnector::from(tls),
         wary: TlsConnector::from(wary),
         token: lease.relay.token,

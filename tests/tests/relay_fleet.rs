@@ -207,12 +207,12 @@ async fn a_relay_is_replaced_under_load() {
 /// The document that tells how such a fleet is run, and the configurations in it.
 const DOCUMENT: &str = include_str!("../../docs/relay-operation.md");
 
-/// What stands between the fences of that language.
-fn documented(language: &str) -> &'static str {
-    let (_, rest) = DOCUMENT
-        .split_once(&format!("```{language}\n"))
-        .expect("it is documented");
-    rest.split_once("```").expect("its end").0
+/// The part in that language that begins so, without its beginning.
+fn documented(language: &str, begins: &str) -> &'static str {
+    DOCUMENT
+        .split("```")
+        .find_map(|part| part.strip_prefix(language)?.trim().strip_prefix(begins))
+        .expect("it is documented")
 }
 
 /// Machines of their own for clients, the balancer, the relays and the gateway. The clients reach
@@ -273,7 +273,7 @@ impl Fleet {
             listen: format!("{address}:443").parse().expect("an address"),
             metrics: format!("{address}:9100").parse().expect("an address"),
             host: FRONT,
-            limits: documented("toml").trim().trim_start_matches("[limits]"),
+            limits: documented("toml", "[limits]"),
             tls: None,
         }
         .start()
@@ -281,7 +281,7 @@ impl Fleet {
 
     /// Starts HAProxy with the documented configuration, for these addresses.
     fn haproxy(&self) -> Background {
-        let mut config = documented("haproxy").to_owned();
+        let mut config = format!("defaults{}\n", documented("haproxy", "defaults"));
         for name in NAMES {
             let documented = format!("server {name} 192.0.2.");
             assert!(config.contains(&documented), "{config}");

@@ -84,7 +84,7 @@ fn main() -> anyhow::Result<()> {
     );
     for side in sides {
         let clients = match side {
-            Side::Relay | Side::Rested => clients,
+            Side::Relay | Side::Restless => clients,
             Side::Baseline => of_baseline,
         };
         let waiting = clients - clients / 2;

@@ -83,9 +83,8 @@ fn main() -> anyhow::Result<()> {
             }
             // What a wake costs is most of these.
             if (load, flows) == ("even", 1) && sides.contains(&Side::Relay) {
-                let side = Side::Rested;
-                let sample = median(side, flows, plan)?;
-                out.line(side, plan, flows, load, "rest 50 us", sample);
+                let side = Side::Restless;
+                out.line(side, plan, flows, load, "", median(side, flows, plan)?);
             }
         }
         for sender in [Plain, Gso] {

@@ -37,6 +37,7 @@ use crate::{
     proof::{self, Proof, Verdict},
     queue::Queue,
     rate::Rate,
+    rest,
     resume::{Kept, Registered},
     slots::SessionSlot,
     udp::{Batch, Sent, Udp, is_unreachable},
@@ -299,6 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     fn turn(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
         let more = self.turn_of_both(context, now);
         let tally = std::mem::take(&mut self.tally);
+        rest::carried(tally.up + tally.down);
         for (counter, count) in [
             (Counter::UpDatagrams, tally.up),
             (Counter::UpBytes, tally.up_bytes),

@@ -1,12 +1,6 @@
 //! The relay that is soaked: its process, as its user and the kernel see it.
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use tempfile::TempDir;
 use tokio::{
@@ -15,17 +9,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{
-    client::Lease,
-    command::Background,
-    system::{System, binary},
-};
+use crate::{client::Lease, relay::Relay, system::System};
 
 /// `underpass relay` in front of one gateway. It ends when this is dropped.
 pub(super) struct RelayProcess {
-    process: Background,
-    pub(super) listen: SocketAddr,
-    metrics: SocketAddr,
+    relay: Relay,
     _directory: TempDir,
 }
 
@@ -60,35 +48,25 @@ impl RelayProcess {
         );
         let config = directory.path().join("relay.toml");
         fs::write(&config, text).expect("a configuration");
-        let mut command = Command::new(binary());
-        command
-            .args(["relay", "--json", "--config"])
-            .arg(config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut process = Background::start(command);
-        let stdout = process.0.stdout.take().expect("piped");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).expect("a line");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON when ready");
-        let address = |name: &str| ready[name].as_str().expect("there").parse().expect("one");
         RelayProcess {
-            process,
-            listen: address("listen"),
-            metrics: address("metrics"),
+            relay: Relay::start(&config),
             _directory: directory,
         }
     }
 
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.relay.listen
+    }
+
     pub(super) fn is_running(&mut self) -> bool {
-        matches!(self.process.0.try_wait(), Ok(None))
+        self.relay.is_running()
     }
 
     /// What `/metrics` says; nothing when it says nothing.
     pub(super) async fn metrics(&self) -> String {
         let mut text = String::new();
         let asked = timeout(Duration::from_secs(10), async {
-            let mut tcp = TcpStream::connect(self.metrics).await?;
+            let mut tcp = TcpStream::connect(self.relay.metrics).await?;
             let request = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
             tcp.write_all(request).await?;
             tcp.read_to_string(&mut text).await
@@ -101,7 +79,7 @@ impl RelayProcess {
 
     /// Resident bytes.
     pub(super) fn resident(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id()));
+        let status = fs::read_to_string(format!("/proc/{}/status", self.relay.pid()));
         let status = status.unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
@@ -110,7 +88,7 @@ impl RelayProcess {
 
     /// Open descriptors.
     pub(super) fn descriptors(&self) -> usize {
-        let open = fs::read_dir(format!("/proc/{}/fd", self.process.0.id()));
+        let open = fs::read_dir(format!("/proc/{}/fd", self.relay.pid()));
         open.map_or(0, Iterator::count)
     }
 
