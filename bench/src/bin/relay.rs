@@ -287,7 +287,7 @@ impl Out {
         ] {
             let line = json!({
                 "side": name,
-                "server": name,
+                "server": side.name(),
                 "direction": plan.direction.name(),
                 "load": load,
                 "point": point,
