@@ -33,8 +33,12 @@ const CROWD: u64 = 4 * 1024;
 const WINDOW: Duration = Duration::from_millis(40);
 /// How long a path is left alone that nothing was won on.
 const TRUCE: Duration = Duration::from_secs(10);
-/// A trial lasts so many windows: in the first, what was let out arrives.
-const TRIAL: u32 = 2;
+/// A trial lasts so many windows: in the first, what was let out arrives; each of the others has to
+/// say the same.
+const TRIAL: u32 = 3;
+/// A host that stood still for a moment has a window with little in it, and one with much: what a
+/// path carries is the most of so many.
+const RECENT: usize = 4;
 /// How many windows a queue may stand in spite of holding back, at first; and how many times that
 /// grows, by four.
 const BORNE: u32 = 8;
@@ -87,6 +91,8 @@ struct Held {
     excess: u64,
     /// The rate when holding back began: while what stood in the queue left it.
     before: Option<u64>,
+    /// The rates of the last windows, the newest first.
+    recent: [u64; RECENT],
     /// Since when the rate is measured, and what had been acknowledged then.
     since: (Duration, u64),
     /// Something waited for room in that time.
@@ -103,6 +109,8 @@ struct Trial {
     rate: u64,
     /// It lasts for so many windows more.
     left: u32,
+    /// The least rate after the first window.
+    least: u64,
 }
 
 impl Pace {
@@ -156,6 +164,7 @@ impl Pace {
                 rate,
                 excess: 0,
                 before: None,
+                recent: [0; RECENT],
                 since: (now, path.acknowledged),
                 waited: false,
                 stood: 0,
@@ -173,16 +182,29 @@ impl Pace {
             let rate = per_second(bytes, window);
             let before = *held.before.get_or_insert(rate);
             held.rate = rate;
+            held.recent.rotate_right(1);
+            held.recent[0] = rate;
+            let carried = held.recent.into_iter().max().unwrap_or(rate);
             held.since = (now, path.acknowledged);
             let waited = std::mem::take(&mut held.waited);
             match held.trial.take() {
                 // What is offered is less than what may leave: that tells nothing.
                 Some(_) if !waited => held.limit /= 2,
                 Some(trial) if trial.left > 0 => {
+                    let arrives = trial.left == TRIAL - 1;
+                    let least = if arrives {
+                        u64::MAX
+                    } else {
+                        rate.min(trial.least)
+                    };
                     let left = trial.left - 1;
-                    held.trial = Some(Trial { left, ..trial });
+                    held.trial = Some(Trial {
+                        left,
+                        least,
+                        ..trial
+                    });
                 }
-                Some(trial) if rate > trial.rate + trial.rate / 2 => {
+                Some(trial) if rate.min(trial.least) > trial.rate + trial.rate / 2 => {
                     let since = (now, path.acknowledged);
                     let held = trial.rate;
                     self.truce = Some(Truce { since, held });
@@ -204,12 +226,13 @@ impl Pace {
                         0
                     };
                     if queued > PATIENCE
-                        && (rate < before / 2 || held.stood > BORNE << (2 * self.borne))
+                        && (carried < before / 2 || held.stood > BORNE << (2 * self.borne))
                     {
                         held.limit *= 2;
                         held.trial = Some(Trial {
-                            rate,
+                            rate: carried,
                             left: TRIAL - 1,
+                            least: u64::MAX,
                         });
                     } else if queued > PATIENCE {
                         held.limit = fitting(rate, path.shortest);
@@ -347,6 +370,32 @@ mod tests {
             };
             pace.look(Duration::from_millis(millis), &path);
             assert_eq!(pace.room(), STRIDE);
+        }
+    }
+
+    /// A host that stands still now and then: what was due meanwhile comes at once.
+    #[test]
+    fn a_stall_is_not_taken_for_somebody_elses_queue() {
+        for seed in 0..50 {
+            let mut random: u64 = seed;
+            let mut below = |most: u64| {
+                random = random.wrapping_mul(6_364_136_223_846_793_005) + 1;
+                (random >> 33) % most
+            };
+            let mut path = Simulated::new(10, Duration::from_millis(1));
+            let mut pace = Pace::default();
+            let (mut now, mut left_alone) = (0, 0);
+            while now < 20_000 {
+                let calm = 40 + below(300);
+                path.run(&mut pace, now, calm, 0);
+                let stall = 5 + below(35);
+                now += calm + stall;
+                let left = (path.rate * stall / 1000).min(path.in_kernel);
+                path.in_kernel -= left;
+                path.acknowledged += left;
+                left_alone += u32::from(pace.truce.is_some());
+            }
+            assert_eq!(left_alone, 0, "seed {seed}");
         }
     }
 
