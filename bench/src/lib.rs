@@ -11,6 +11,7 @@
 
 pub mod bulk;
 pub mod client;
+pub mod cores;
 pub mod instance;
 pub mod load;
 pub mod path;

@@ -97,6 +97,8 @@ pub struct Sample {
     pub arrived: usize,
     /// System calls of the server per datagram that arrived, where they were counted.
     pub syscalls: f64,
+    /// How far apart the cores were, as [`crate::cores::apart`] says, where it was asked.
+    pub apart_ns: f64,
 }
 
 /// Clients of one server, and the gateway behind it.
@@ -196,7 +198,8 @@ impl World {
             }
             let due = match plan.load {
                 Load::Even => (elapsed.as_secs_f64() * plan.rate) as usize,
-                Load::Paced => (elapsed.as_millis() as f64 * plan.rate / 1000.0) as usize,
+                // What is due in a millisecond is due at its beginning.
+                Load::Paced => ((elapsed.as_millis() + 1) as f64 * plan.rate / 1000.0) as usize,
                 Load::Flood => usize::MAX,
             };
             // A generator that was held up does not make up for it in one burst.
@@ -296,6 +299,7 @@ impl World {
             p99_ms: at(0.99),
             arrived,
             syscalls: f64::NAN,
+            apart_ns: f64::NAN,
         })
     }
 

@@ -15,7 +15,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use hyper::{
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
+    upgrade::Upgraded,
+};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Sleep,
@@ -32,6 +36,8 @@ pub(crate) struct Held {
     tls: TlsStream,
     unread: Unread,
     lingering: Option<Lingering>,
+    /// What has come behind the request that asked for an upgrade.
+    early: Bytes,
     _slot: Slot,
 }
 
@@ -50,8 +56,33 @@ impl Held {
             tls,
             unread,
             lingering: None,
+            early: Bytes::new(),
             _slot: slot,
         }
+    }
+
+    /// The connection of a request that was upgraded; none when it is not one of [`crate::serve()`].
+    pub(crate) fn upgraded(connection: Upgraded) -> Option<Box<Held>> {
+        let parts = connection.downcast::<TokioIo<Held>>().ok()?;
+        let held = parts.io.into_inner();
+        Some(Box::new(Held {
+            early: parts.read_buf,
+            ..held
+        }))
+    }
+
+    /// Hands out what has arrived, piece by piece; how many bytes it was, 0 at the end.
+    pub(crate) fn poll_take(
+        &mut self,
+        context: &mut Context<'_>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<usize>> {
+        let early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            take(&early);
+            return Poll::Ready(Ok(early.len()));
+        }
+        self.tls.poll_take(context, take)
     }
 
     /// Reads until the client hangs up, or has had its time.

@@ -23,12 +23,19 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const LEAST: u64 = 16 * 1024;
 /// More than any path with a shorter queue than this needs.
 const MOST: u64 = 16 * 1024 * 1024;
-/// Without a limit the path is looked at once in so many bytes ...
+/// Without a limit the path is looked at once in what it carries in so much time, which is at least
+/// and at most so many bytes ...
+const LOOK: Duration = Duration::from_millis(1);
 const STRIDE: u64 = 32 * 1024;
-/// ... and, while it is [`crowded`](Pace::is_crowded), in so many.
+const LONG_STRIDE: u64 = 256 * 1024;
+/// ... and, while it is [`crowded`](Pace::is_crowded) or in doubt, in so many.
 const SHORT_STRIDE: u64 = 8 * 1024;
 /// With so many bytes unsent it is.
 const CROWD: u64 = 4 * 1024;
+/// A long round trip may be that of a moment that is over: a client that was sent little has
+/// acknowledged late, or a host stood still. Then what is acknowledged in so much time is more than
+/// a path with such a queue would carry.
+const DOUBT: Duration = Duration::from_millis(2);
 /// With one, the rate is that of at least so much time.
 const WINDOW: Duration = Duration::from_millis(40);
 /// How long a path is left alone that nothing was won on.
@@ -64,8 +71,12 @@ pub(crate) struct Path {
 pub(crate) struct Pace {
     /// Bytes that may be written before the path is looked at again.
     room: u64,
+    /// When it was looked at last, and what had been acknowledged then.
+    looked: (Duration, u64),
     /// The kernel had bytes that it could not send, when it was asked last.
     crowded: bool,
+    /// Since when each look has found the round trip too long, and what had been acknowledged then.
+    long: Option<(Duration, u64)>,
     held: Option<Held>,
     truce: Option<Truce>,
     /// How many windows a queue may stand, as a power of four times [`BORNE`].
@@ -143,7 +154,16 @@ impl Pace {
     pub(crate) fn look(&mut self, now: Duration, path: &Path) {
         let queued = path.round_trip.saturating_sub(path.shortest);
         self.crowded = path.unsent > CROWD;
-        let stride = if self.crowded { SHORT_STRIDE } else { STRIDE };
+        let long = *self.long.get_or_insert((now, path.acknowledged));
+        if queued <= PATIENCE || self.truce.is_some() {
+            self.long = None;
+        }
+        let looked = std::mem::replace(&mut self.looked, (now, path.acknowledged));
+        let stride = if self.crowded || self.long.is_some() {
+            SHORT_STRIDE
+        } else {
+            carried(LOOK, rate_since(looked, now, path)).clamp(STRIDE, LONG_STRIDE)
+        };
         if let Some(Truce { since, held }) = self.truce
             && now.saturating_sub(since.0) >= TRUCE
         {
@@ -156,9 +176,9 @@ impl Pace {
                 (self.borne + 1).min(MOST_BORNE)
             };
         }
-        if self.held.is_none() && queued > PATIENCE && self.truce.is_none() {
-            // The kernel's own rate is that of a burst that a token bucket let through.
-            let rate = per_second(path.in_flight, path.round_trip);
+        // The kernel's own rate is that of a burst that a token bucket let through.
+        let rate = per_second(path.in_flight, path.round_trip);
+        if self.held.is_none() && self.long.is_some() && is_queue(now, path, long, rate) {
             self.held = Some(Held {
                 limit: fitting(rate, path.shortest),
                 rate,
@@ -257,15 +277,32 @@ impl Pace {
     }
 }
 
+/// Whether a round trip that has been long for a while is that of a queue on a path that carries so
+/// many bytes in a second.
+fn is_queue(now: Duration, path: &Path, long: (Duration, u64), rate: u64) -> bool {
+    now.saturating_sub(long.0) >= DOUBT && rate_since(long, now, path) <= rate + rate / 2
+}
+
+/// The rate of what was acknowledged since a look.
+fn rate_since((since, acknowledged): (Duration, u64), now: Duration, path: &Path) -> u64 {
+    let bytes = path.acknowledged.saturating_sub(acknowledged);
+    per_second(bytes, now.saturating_sub(since))
+}
+
 fn per_second(bytes: u64, time: Duration) -> u64 {
     let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     bytes.saturating_mul(1_000_000) / micros.max(1)
 }
 
+/// Bytes in so much time.
+fn carried(time: Duration, rate: u64) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    rate.saturating_mul(micros) / 1_000_000
+}
+
 /// What a path holds that carries so many bytes in a second and is given [`PATIENCE`].
 fn fitting(rate: u64, shortest: Duration) -> u64 {
-    let micros = u64::try_from((shortest + PATIENCE).as_micros()).unwrap_or(u64::MAX);
-    (rate.saturating_mul(micros) / 1_000_000).max(LEAST)
+    carried(shortest + PATIENCE, rate).max(LEAST)
 }
 
 /// A write of less than this is put off.
@@ -310,6 +347,10 @@ mod tests {
                 let room = pace.room().min((4 << 20) - self.in_kernel.min(4 << 20));
                 pace.wrote(room);
                 self.in_kernel += room;
+                // Who is held back wants more than that.
+                if pace.held.is_some() {
+                    pace.look(now, &self.path());
+                }
                 let share = if others == 0 {
                     self.rate
                 } else {
@@ -369,8 +410,28 @@ mod tests {
                 shortest: Duration::from_millis(75),
             };
             pace.look(Duration::from_millis(millis), &path);
-            assert_eq!(pace.room(), STRIDE);
+            assert!(pace.room() >= STRIDE);
         }
+    }
+
+    /// Its acknowledgements were late while it was sent little, and the kernel forgets that slowly.
+    #[test]
+    fn a_client_that_was_quiet_is_not_held_back() {
+        let mut pace = Pace::default();
+        let mut path = Path {
+            in_flight: 128 * 1024,
+            unsent: 0,
+            acknowledged: 1000,
+            round_trip: Duration::from_millis(9),
+            shortest: Duration::from_micros(50),
+        };
+        for look in 0..200 {
+            pace.look(look * Duration::from_micros(50), &path);
+            assert!(pace.room() > 0 && pace.held.is_none(), "{look}: {pace:?}");
+            path.acknowledged += 50_000;
+            path.round_trip = path.round_trip * 199 / 200;
+        }
+        assert_eq!(pace.room(), LONG_STRIDE);
     }
 
     /// A host that stands still now and then: what was due meanwhile comes at once.

@@ -15,7 +15,6 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use serde_json::json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -25,6 +24,7 @@ use crate::{
     admission::{Admission, Admitted, HttpRefusal, Refusal, status_of},
     config::{Limits, RelayConfig},
     counters::{Counter, Counters},
+    held::Held,
     resume::{Kept, Resumes},
     session,
     slots::{NoSlot, SessionSlot, Slots},
@@ -142,8 +142,8 @@ impl Inner {
     }
 }
 
-/// The relay's route. It is to be served by [`crate::serve()`], or by another server that gives
-/// `ConnectInfo<SocketAddr>` and HTTP/1.1 upgrades.
+/// The relay's route. It is to be served by [`crate::serve()`]: a session reads from that server's
+/// connections where they are decrypted.
 pub fn router(relay: Relay) -> Router {
     Router::new()
         .route("/v1/tunnel/{gateway}", get(tunnel))
@@ -280,11 +280,10 @@ async fn begin(
     upgrade: OnUpgrade,
     outcome: Result<(Admitted, Option<SessionSlot>), CloseCode>,
 ) -> Option<impl Future<Output = ()>> {
-    let Ok(connection) = upgrade.await else {
+    let Some(connection) = upgrade.await.ok().and_then(Held::upgraded) else {
         relay.counters.count(Counter::UpgradeFailed);
         return None;
     };
-    let connection = TokioIo::new(connection);
     let (admitted, slot) = match outcome {
         Ok(admitted) => admitted,
         Err(code) => {

@@ -6,7 +6,7 @@ mod pump;
 use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
     time::timeout,
 };
@@ -21,6 +21,7 @@ use crate::{
     admission::Gateway,
     config::Limits,
     counters::{Counter, Counters},
+    held::Held,
     resume::{Kept, Registered},
     slots::SessionSlot,
 };
@@ -86,10 +87,7 @@ struct Parting {
 ///
 /// The future is small, since it is moved into larger ones, and each keeps a place for it: what a
 /// session needs is in boxes.
-pub(crate) fn run<S>(socket: S, opening: Opening) -> impl Future<Output = End>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub(crate) fn run(mut socket: Box<Held>, opening: Opening) -> impl Future<Output = End> {
     opening.counters.count(Counter::SessionsOpened);
     let parting = Box::new(Parting {
         flyctl: opening.flyctl,
@@ -97,19 +95,16 @@ where
         shutdown: opening.shutdown.clone(),
         ended: Ended(opening.counters.clone()),
     });
-    let mut pump = Box::new(Pump::new(socket, opening));
+    let mut pump = Box::new(Pump::new(opening));
     async move {
-        let end = std::future::poll_fn(|context| pump.poll(context)).await;
-        Box::pin(part(*pump, end, *parting)).await;
+        let end = std::future::poll_fn(|context| pump.poll(&mut socket, context)).await;
+        Box::pin(part(socket, *pump, end, *parting)).await;
         end
     }
 }
 
 /// Says goodbye, and waits for the client where its connection was lost.
-async fn part<S>(pump: Pump<S>, end: End, parting: Parting)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn part(socket: Box<Held>, pump: Pump, end: End, parting: Parting) {
     let Parting {
         flyctl,
         limits,
@@ -118,7 +113,6 @@ where
     } = parting;
     let counters = ended.0.clone();
     let Rest {
-        socket,
         unwritten,
         kept,
         registered,
@@ -169,8 +163,7 @@ where
 }
 
 /// What is left of a session that has ended.
-struct Rest<S> {
-    socket: S,
+struct Rest {
     /// The rest of a message whose beginning has left.
     unwritten: Vec<u8>,
     /// What outlives the WebSocket of a proven session.
@@ -183,10 +176,7 @@ struct Rest<S> {
 }
 
 /// Tells a client whose session is refused why, and closes.
-pub(crate) async fn refuse<S>(socket: S, code: CloseCode)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+pub(crate) async fn refuse(socket: Box<Held>, code: CloseCode) {
     goodbye(socket, Vec::new(), code, false).await;
 }
 
@@ -194,10 +184,7 @@ where
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Sends `closing` and the close frame.
-async fn goodbye<S>(socket: S, unwritten: Vec<u8>, code: CloseCode, told_to_leave: bool)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn goodbye(socket: Box<Held>, unwritten: Vec<u8>, code: CloseCode, told_to_leave: bool) {
     let mut words = unwritten;
     if code == CloseCode::Restarting && !told_to_leave {
         // Clients that are sent away at once return over two seconds.
@@ -213,10 +200,7 @@ where
 
 /// Writes, then reads until the client hangs up: closing a socket with unread bytes would reset
 /// it, and the client would never see the reason.
-async fn last_words<S>(mut socket: S, words: &[u8])
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+async fn last_words(mut socket: Box<Held>, words: &[u8]) {
     let said = async {
         socket.write_all(words).await?;
         socket.flush().await

@@ -92,8 +92,7 @@ impl TlsStream {
             if !self.tls.is_handshaking() {
                 return sent.map(Ok);
             }
-            let mut none = [];
-            let received = ready!(self.poll_incoming(context, &mut ReadBuf::new(&mut none)));
+            let received = ready!(self.poll_keep(context));
             // The alert that says why, as far as the kernel takes it at once.
             let _ = self.poll_outgoing(context);
             received?;
@@ -104,41 +103,85 @@ impl TlsStream {
         }
     }
 
-    /// Reads from the network once and decrypts what is whole: into `to`, and what has no room
-    /// there into `plain`.
+    /// Reads from the network once and hands out what is decrypted, record by record; how many
+    /// bytes it was, 0 when the client has said that it sends nothing more.
+    pub(crate) fn poll_take(
+        &mut self,
+        context: &mut Context<'_>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<io::Result<usize>> {
+        if !self.plain.is_empty() {
+            let bytes = self.plain.bytes();
+            take(bytes);
+            let length = bytes.len();
+            self.plain.take(length);
+            return Poll::Ready(Ok(length));
+        }
+        let mut taken = 0;
+        while taken == 0 && !self.ended {
+            let mut count = |bytes: &[u8]| {
+                taken += bytes.len();
+                take(bytes);
+            };
+            let mut buffer = pool::take_bulk();
+            let polled = self.poll_incoming(context, &mut buffer, &mut count);
+            pool::give_bulk(buffer);
+            ready!(polled)?;
+            self.answer(context)?;
+        }
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Reads from the network once; what is decrypted waits.
+    fn poll_keep(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (mut plain, mut kept) = (std::mem::take(&mut self.plain), Ok(()));
+        let mut buffer = pool::take_read();
+        let polled = self.poll_incoming(context, &mut buffer, &mut |bytes| {
+            if kept.is_ok() {
+                kept = plain.push(bytes);
+            }
+        });
+        pool::give_read(buffer);
+        self.plain = plain;
+        ready!(polled)?;
+        Poll::Ready(kept)
+    }
+
+    /// A new key, for example, is answered; the rest goes with what is written next.
+    fn answer(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if !self.outgoing.is_empty()
+            && let Poll::Ready(sent) = self.poll_outgoing(context)
+        {
+            sent?;
+        }
+        Ok(())
+    }
+
+    /// Reads from the network once, into `buffer`, and hands out what of it is whole and decrypted.
     fn poll_incoming(
         &mut self,
         context: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
+        buffer: &mut [u8],
+        take: &mut dyn FnMut(&[u8]),
     ) -> Poll<io::Result<()>> {
-        let mut buffer = pool::take_read();
         let kept = self.incoming.len();
         buffer[..kept].copy_from_slice(&self.incoming);
         let mut read = ReadBuf::new(&mut buffer[kept..]);
         let polled = Pin::new(&mut self.tcp).poll_read(context, &mut read);
         let length = kept + read.filled().len();
-        let result = match polled {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            // Without a farewell, it was cut off.
-            Poll::Ready(Ok(())) if length == kept => {
-                Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
-            }
-            Poll::Ready(Ok(())) => {
-                let processed = self.process(&mut buffer[..length], to);
-                if let Ok(used) = processed {
-                    // Memory for what is there, no more.
-                    self.incoming = buffer[used..length].to_vec();
-                }
-                Poll::Ready(processed.map(|_| ()))
-            }
-        };
-        pool::give_read(buffer);
-        result
+        ready!(polled)?;
+        // Without a farewell, it was cut off.
+        if length == kept {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let used = self.process(&mut buffer[..length], take)?;
+        // Memory for what is there, no more.
+        self.incoming = buffer[used..length].to_vec();
+        Poll::Ready(Ok(()))
     }
 
-    /// Takes the records that are whole; the number of bytes that were used.
-    fn process(&mut self, bytes: &mut [u8], to: &mut ReadBuf<'_>) -> io::Result<usize> {
+    /// Hands out the records that are whole; the number of bytes that were used.
+    fn process(&mut self, bytes: &mut [u8], take: &mut dyn FnMut(&[u8])) -> io::Result<usize> {
         let mut used = 0;
         loop {
             let UnbufferedStatus { mut discard, state } =
@@ -149,14 +192,7 @@ impl TlsStream {
                     while let Some(record) = traffic.next_record() {
                         let record = record.map_err(invalid)?;
                         discard += record.discard;
-                        let room = to.remaining().min(record.payload.len());
-                        // What came first goes first.
-                        let room = if self.plain.is_empty() { room } else { 0 };
-                        let (now, later) = record.payload.split_at(room);
-                        to.put_slice(now);
-                        if !later.is_empty() {
-                            self.plain.push(later)?;
-                        }
+                        take(record.payload);
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
@@ -273,11 +309,8 @@ impl AsyncRead for TlsStream {
             if buffer.filled().len() > before || self.ended || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.poll_incoming(context, buffer))?;
-            // A new key, for example, is answered; the rest goes with what is written next.
-            if !self.outgoing.is_empty() {
-                let _ = self.poll_outgoing(context)?;
-            }
+            ready!(self.poll_keep(context))?;
+            self.answer(context)?;
         }
     }
 }

@@ -106,6 +106,8 @@ pub struct Decoder {
     payload: Vec<u8>,
     /// What has arrived of a control frame, unmasked.
     control: Vec<u8>,
+    /// The memory of `payload` was lent.
+    lent: bool,
     /// The payload was handed out: it goes at the next call.
     done: bool,
     /// A close frame has come, or an error.
@@ -135,6 +137,7 @@ impl Decoder {
             message: None,
             payload: Vec::new(),
             control: Vec::new(),
+            lent: false,
             done: false,
             closed: None,
         }
@@ -159,9 +162,7 @@ impl Decoder {
             *input = &[];
             return closed.map(|()| None);
         }
-        if std::mem::take(&mut self.done) {
-            self.payload.clear();
-        }
+        self.forget_done();
         if self.frame.is_none() {
             self.control.clear();
         }
@@ -176,17 +177,34 @@ impl Decoder {
         }
     }
 
-    /// Gives memory back that no unfinished message needs.
-    pub fn rest(&mut self) {
-        if self.done {
-            self.done = false;
-            self.payload.clear();
+    /// Lends memory for messages until [`Decoder::rest`] gives it back.
+    pub fn lend(&mut self, mut buffer: Vec<u8>) {
+        self.forget_done();
+        buffer.clear();
+        buffer.extend_from_slice(&self.payload);
+        self.payload = buffer;
+        self.lent = true;
+    }
+
+    /// Frees memory that no unfinished message needs, and gives back what was lent.
+    pub fn rest(&mut self) -> Option<Vec<u8>> {
+        self.forget_done();
+        if self.frame.is_none() {
+            self.control = Vec::new();
+        }
+        if std::mem::take(&mut self.lent) {
+            let unfinished = self.payload.as_slice().to_vec();
+            return Some(std::mem::replace(&mut self.payload, unfinished));
         }
         if self.payload.is_empty() {
             self.payload = Vec::new();
         }
-        if self.frame.is_none() {
-            self.control = Vec::new();
+        None
+    }
+
+    fn forget_done(&mut self) {
+        if std::mem::take(&mut self.done) {
+            self.payload.clear();
         }
     }
 

@@ -3,6 +3,9 @@
 //! offered twice as much (in network namespaces). One line of JSON per measurement on stdout with
 //! `--json`, a table on stderr. What is printed is the median of three runs.
 //!
+//! A run is made while the two cores are near each other (`cores.rs`), as long as the patience
+//! lasts: `--patience SECONDS` in all, 300 if it is not given, 0 for cores as they are.
+//!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
 //! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone.
 
@@ -12,6 +15,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use underpass_bench::{
     LOAD_CORE,
+    cores::Near,
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
     path::{Path, Place},
     pin, round,
@@ -19,6 +23,8 @@ use underpass_bench::{
 };
 
 const RUNS: usize = 3;
+/// How long all runs together wait for cores that are near.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Rates that are tried, in thousands, to find the highest.
 const LADDER: [u32; 14] = [
     30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 630, 800,
@@ -34,7 +40,7 @@ fn main() -> anyhow::Result<()> {
         }
         _ => {}
     }
-    let (mut json, mut full, mut prefix) = (false, false, "");
+    let (mut json, mut full, mut prefix, mut patience) = (false, false, "", PATIENCE);
     let mut sides: &[Side] = &[Side::Relay, Side::Baseline];
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
@@ -42,15 +48,23 @@ fn main() -> anyhow::Result<()> {
             "--json" => json = true,
             "--full" => full = true,
             "--only" => prefix = rest.next().context("--only takes a name")?,
+            "--patience" => {
+                let seconds = rest.next().context("--patience takes seconds")?;
+                patience = Duration::from_secs(seconds.parse()?);
+            }
             "--relay" => sides = &[Side::Relay],
             "--baseline" => sides = &[Side::Baseline],
             other => {
-                bail!("unknown argument {other}\nhint: --json, --full, --relay, --baseline, --only")
+                bail!(
+                    "unknown argument {other}\n\
+                    hint: --json, --full, --relay, --baseline, --only, --patience"
+                )
             }
         }
     }
     pin(LOAD_CORE)?;
     let time = Duration::from_millis(if full { 2000 } else { 400 });
+    let mut near = Near::new(patience);
     let out = Out { json };
     out.head();
     use Direction::{Down, Up};
@@ -79,12 +93,26 @@ fn main() -> anyhow::Result<()> {
                 continue;
             }
             for side in sides {
-                out.line(*side, plan, flows, load, "", median(*side, flows, plan)?);
+                out.line(
+                    *side,
+                    plan,
+                    flows,
+                    load,
+                    "",
+                    median(*side, flows, plan, &mut near)?,
+                );
             }
             // What a wake costs is most of these.
             if (load, flows) == ("even", 1) && sides.contains(&Side::Relay) {
                 let side = Side::Restless;
-                out.line(side, plan, flows, load, "", median(side, flows, plan)?);
+                out.line(
+                    side,
+                    plan,
+                    flows,
+                    load,
+                    "",
+                    median(side, flows, plan, &mut near)?,
+                );
             }
         }
         for sender in [Plain, Gso] {
@@ -101,8 +129,15 @@ fn main() -> anyhow::Result<()> {
             }
             for side in sides {
                 let flood = plan(Flood, f64::INFINITY);
-                out.line(*side, flood, 1, "saturation", "", median(*side, 1, flood)?);
-                let highest = highest(*side, plan(Paced, 0.0))?;
+                out.line(
+                    *side,
+                    flood,
+                    1,
+                    "saturation",
+                    "",
+                    median(*side, 1, flood, &mut near)?,
+                );
+                let highest = highest(*side, plan(Paced, 0.0), &mut near)?;
                 let at = |part| plan(Paced, highest.delivered * part);
                 out.line(*side, at(1.0), 1, "paced", "highest", highest);
                 out.line(
@@ -111,7 +146,7 @@ fn main() -> anyhow::Result<()> {
                     1,
                     "paced",
                     "half",
-                    median(*side, 1, at(0.5))?,
+                    median(*side, 1, at(0.5), &mut near)?,
                 );
                 out.line(
                     *side,
@@ -119,7 +154,7 @@ fn main() -> anyhow::Result<()> {
                     1,
                     "overload",
                     "",
-                    median(*side, 1, at(2.0))?,
+                    median(*side, 1, at(2.0), &mut near)?,
                 );
             }
         }
@@ -132,22 +167,25 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The median of each figure over [`RUNS`] runs.
-fn median(side: Side, flows: usize, plan: Plan) -> anyhow::Result<Sample> {
+/// The median of each figure over [`RUNS`] runs; how far apart the cores were is the most of them.
+fn median(side: Side, flows: usize, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
     let (_server, mut world) = open(side, flows, &Place::loopback())?;
     let warm = Plan {
         time: Duration::from_millis(100),
         ..plan
     };
     world.run(warm)?;
-    let sample = median_in(&mut world, plan)?;
+    let sample = median_in(&mut world, plan, near)?;
     let syscalls = world.syscalls(plan)?;
     Ok(Sample { syscalls, ..sample })
 }
 
-fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
-    let samples: anyhow::Result<Vec<Sample>> = (0..RUNS).map(|_| world.run(plan)).collect();
-    let samples = samples?;
+fn median_in(world: &mut World, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
+    let run = |_| {
+        let (sample, apart_ns) = near.run(|| world.run(plan))?;
+        Ok(Sample { apart_ns, ..sample })
+    };
+    let samples: Vec<Sample> = (0..RUNS).map(run).collect::<anyhow::Result<_>>()?;
     let of =
         |figure: fn(&Sample) -> f64| underpass_bench::median(samples.iter().map(figure).collect());
     Ok(Sample {
@@ -158,17 +196,18 @@ fn median_in(world: &mut World, plan: Plan) -> anyhow::Result<Sample> {
         client_us: of(|it| it.client_us),
         p50_ms: of(|it| it.p50_ms),
         p99_ms: of(|it| it.p99_ms),
+        apart_ns: samples.iter().map(|it| it.apart_ns).fold(0.0, f64::max),
         ..Sample::default()
     })
 }
 
 /// The highest rate of the ladder with a loss under 0.1 % that is also offered and delivered.
-fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
+fn highest(side: Side, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
     let (_server, mut world) = open(side, 1, &Place::loopback())?;
     let mut best = Sample::default();
     for thousands in LADDER {
         let rate = f64::from(thousands) * 1e3;
-        let sample = median_in(&mut world, Plan { rate, ..plan })?;
+        let sample = median_in(&mut world, Plan { rate, ..plan }, near)?;
         if sample.loss < 1e-3 && sample.delivered > best.delivered {
             best = sample;
         }
@@ -179,7 +218,7 @@ fn highest(side: Side, plan: Plan) -> anyhow::Result<Sample> {
     let mut rate = best.offered;
     if best.delivered == 0.0 {
         rate = 10e3;
-        best = median_in(&mut world, Plan { rate, ..plan })?;
+        best = median_in(&mut world, Plan { rate, ..plan }, near)?;
     }
     let syscalls = world.syscalls(Plan { rate, ..plan })?;
     Ok(Sample { syscalls, ..best })
@@ -216,7 +255,8 @@ fn slow_in(namespace: &str, megabits: u32, side: &str, json: bool) -> anyhow::Re
     let (_server, mut world) = open(side, 1, &Place::throttled(namespace))?;
     // A queue that stands is what is measured.
     world.run(plan)?;
-    let sample = median_in(&mut world, plan)?;
+    let near = &mut Near::new(Duration::ZERO);
+    let sample = median_in(&mut world, plan, near)?;
     let syscalls = world.syscalls(plan)?;
     let sample = Sample { syscalls, ..sample };
     Out { json }.line(
@@ -237,7 +277,7 @@ struct Out {
 impl Out {
     fn head(&self) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}{:>7}",
             "side",
             "",
             "load",
@@ -251,14 +291,15 @@ impl Out {
             "client",
             "calls",
             "p50 ms",
-            "p99 ms"
+            "p99 ms",
+            "apart"
         );
     }
 
     /// `point` says where on a curve a load is, or on what path.
     fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, point: &str, sample: Sample) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}{:>7.0}",
             side.name(),
             plan.direction.name(),
             load,
@@ -272,7 +313,8 @@ impl Out {
             sample.client_us,
             sample.syscalls,
             sample.p50_ms,
-            sample.p99_ms
+            sample.p99_ms,
+            sample.apart_ns
         );
         if !self.json {
             return;
@@ -301,6 +343,7 @@ impl Out {
                 "loss": round(sample.loss, 5),
                 "p50_ms": round(sample.p50_ms, 3),
                 "p99_ms": round(sample.p99_ms, 3),
+                "cores_apart_ns": round(sample.apart_ns, 0),
             });
             println!("{line}");
         }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::AsyncWrite,
     sync::oneshot,
     time::{Instant, Sleep},
 };
@@ -33,6 +33,7 @@ use crate::{
     admission::Gateway,
     config::Limits,
     counters::{Counter, Counters, Delays},
+    held::Held,
     pool,
     proof::{self, Proof, Verdict},
     queue::Queue,
@@ -44,8 +45,7 @@ use crate::{
 };
 
 /// A session between its first and its last word.
-pub(super) struct Pump<S> {
-    socket: S,
+pub(super) struct Pump {
     decoder: Decoder,
     /// What messages hold is flyctl's byte stream, not records.
     flyctl: bool,
@@ -114,7 +114,7 @@ struct Tally {
 }
 
 /// What one turn takes from one side before the other side gets its turn.
-const READS_PER_TURN: usize = 16;
+const READS_PER_TURN: usize = 4;
 const RECEIVES_PER_TURN: usize = 4;
 /// When the gateway's socket has no room, it is tried again after this long.
 const UP_AGAIN: Duration = Duration::from_millis(1);
@@ -137,8 +137,8 @@ const FURTHEST: Duration = Duration::from_secs(24 * 3600);
 /// The same limit is told again after this long.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
-    pub(super) fn new(socket: S, opening: Opening) -> Pump<S> {
+impl Pump {
+    pub(super) fn new(opening: Opening) -> Pump {
         let Opening {
             gateway,
             token,
@@ -173,7 +173,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             }
         };
         let mut pump = Pump {
-            socket,
             decoder: if flyctl {
                 Decoder::of_bytes(Peer::Client, record::MAX_MESSAGE)
             } else {
@@ -227,7 +226,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         pump
     }
 
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<End> {
+    /// Takes turns at `socket` until nothing is ready, or the session ends.
+    pub(super) fn poll(&mut self, socket: &mut Held, context: &mut Context<'_>) -> Poll<End> {
         let shutdown = self.shutdown.as_mut();
         if shutdown.is_some_and(|it| it.as_mut().poll(context).is_ready()) {
             self.shutdown = None;
@@ -243,7 +243,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         }
         for _ in 0..TURNS {
             let now = self.started.elapsed();
-            match self.turn(context, now) {
+            match self.turn(socket, context, now) {
                 Err(end) => return Poll::Ready(end),
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -262,9 +262,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         Poll::Pending
     }
 
-    /// The socket, what of a message is still to be written, and what of a proven session can go
-    /// on. What waits is counted as dropped.
-    pub(super) fn into_rest(mut self) -> Rest<S> {
+    /// What of a message is still to be written, and what of a proven session can go on. What waits
+    /// is counted as dropped.
+    pub(super) fn into_rest(mut self) -> Rest {
         self.seal();
         self.counters.add(Counter::UpEnded, self.up.len() as u64);
         self.counters
@@ -287,7 +287,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             slot: self.slot,
         });
         Rest {
-            socket: self.socket,
             unwritten,
             kept,
             registered: self.registered,
@@ -297,8 +296,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     /// One turn; says whether more is ready. When not, every waker is in place.
-    fn turn(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
-        let more = self.turn_of_both(context, now);
+    fn turn(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<bool, End> {
+        let more = self.turn_of_both(socket, context, now);
         let tally = std::mem::take(&mut self.tally);
         rest::carried(tally.up + tally.down);
         for (counter, count) in [
@@ -315,23 +319,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         more
     }
 
-    fn turn_of_both(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
+    fn turn_of_both(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<bool, End> {
         self.handle_timeout(now)?;
-        let more_from_client = self.poll_client(context, now)?;
+        let more_from_client = self.poll_client(socket, context, now)?;
         self.poll_up(now);
-        let more_from_gateway = self.poll_gateway(context, now)?;
-        self.poll_down(context, now)?;
+        let more_from_gateway = self.poll_gateway(socket, context, now)?;
+        self.poll_down(socket, context, now)?;
         Ok(more_from_client || more_from_gateway)
     }
 
     /// Reads what the client sent, and sends it on as one batch or few. True when there may be
     /// more.
-    fn poll_client(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
+    fn poll_client(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<bool, End> {
         let mut batch = Batch::new(pool::take());
-        let mut buffer = pool::take_read();
-        let read = self.read_client(context, now, &mut buffer, &mut batch);
+        let read = self.read_client(socket, context, now, &mut batch);
         let sent = self.send_batch(now, &mut batch);
-        pool::give_read(buffer);
         pool::give(batch.into_buffer());
         let more = read?;
         sent.map(|()| more)
@@ -339,31 +351,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
 
     fn read_client(
         &mut self,
+        socket: &mut Held,
         context: &mut Context<'_>,
         now: Duration,
-        buffer: &mut [u8],
         batch: &mut Batch,
     ) -> Result<bool, End> {
         // Its events borrow it while the rest of the session handles them.
         let idle = Decoder::new(Peer::Client, record::MAX_MESSAGE);
         let mut decoder = std::mem::replace(&mut self.decoder, idle);
+        let mut lent = false;
         let mut read = || {
             for _ in 0..READS_PER_TURN {
-                let mut buffer = ReadBuf::new(buffer);
-                match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
+                let mut handled = Ok(());
+                let polled = socket.poll_take(context, &mut |mut bytes| {
+                    if !std::mem::replace(&mut lent, true) {
+                        decoder.lend(pool::take());
+                    }
+                    while handled.is_ok() {
+                        handled = match decoder.decode(&mut bytes) {
+                            Ok(Some(event)) => self.handle_client(now, event, batch),
+                            Ok(None) => break,
+                            Err(error) => Err(fault(error)),
+                        };
+                    }
+                });
+                handled?;
+                match polled {
                     Poll::Pending => return Ok(false),
-                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(_) => return Err(End::Lost),
-                }
-                let mut bytes = buffer.filled();
-                while let Some(event) = decoder.decode(&mut bytes).map_err(fault)? {
-                    self.handle_client(now, event, batch)?;
                 }
             }
             Ok(true)
         };
         let more = read();
-        decoder.rest();
+        if let Some(buffer) = decoder.rest() {
+            pool::give(buffer);
+        }
         self.decoder = decoder;
         more
     }
@@ -581,20 +605,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     /// Drains the gateway's socket. True when there may be more.
-    fn poll_gateway(&mut self, context: &mut Context<'_>, now: Duration) -> Result<bool, End> {
+    fn poll_gateway(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<bool, End> {
         let Some(udp) = self.udp.take() else {
             return Ok(false);
         };
         let waker = context.waker();
         let mut handled = Ok(());
-        let mut take = |session: &mut Pump<S>, bytes: &[u8], size: usize| {
+        let mut take = |session: &mut Pump, bytes: &[u8], size: usize| {
             if bytes.is_empty() {
                 session.tally.down += 1;
                 session.counters.count(Counter::DownEmpty);
             }
             for datagram in bytes.chunks(size) {
                 let context = &mut Context::from_waker(waker);
-                let result = session.handle_gateway_datagram(context, now, datagram);
+                let result = session.handle_gateway_datagram(socket, context, now, datagram);
                 // What has been received is counted, the end of the session notwithstanding.
                 if handled.is_ok() {
                     handled = result;
@@ -620,6 +649,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
 
     fn handle_gateway_datagram(
         &mut self,
+        socket: &mut Held,
         context: &mut Context<'_>,
         now: Duration,
         datagram: &[u8],
@@ -655,7 +685,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 self.tally.delays.none(1);
                 return Ok(());
             }
-            let written = self.poll_down(context, now);
+            let written = self.poll_down(socket, context, now);
             written.inspect_err(|_| self.counters.count(Counter::DownEnded))?;
             if self.down.is_empty() && !self.writing && self.fill(datagram) {
                 self.tally.delays.none(1);
@@ -721,11 +751,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     /// Writes what is filled, notices, and what waits for the client, one message at a time.
-    fn poll_down(&mut self, context: &mut Context<'_>, now: Duration) -> Result<(), End> {
+    fn poll_down(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+        now: Duration,
+    ) -> Result<(), End> {
         loop {
             self.seal();
             if self.writing {
-                match self.poll_write(context) {
+                match self.poll_write(socket, context) {
                     Poll::Ready(Ok(())) => {
                         self.writing = false;
                         let most = self.limits.backlogged_message.min(record::MAX_MESSAGE);
@@ -784,16 +819,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 
     /// Writes the message as far as the kernel takes it; ready when all of it is there.
-    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_write(
+        &mut self,
+        socket: &mut Held,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         while self.out_at < self.out.len() {
             let bytes = &self.out[self.out_at..];
-            let written = ready!(Pin::new(&mut self.socket).poll_write(context, bytes))?;
+            let written = ready!(Pin::new(&mut *socket).poll_write(context, bytes))?;
             if written == 0 {
                 return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
             }
             self.out_at += written;
         }
-        Pin::new(&mut self.socket).poll_flush(context)
+        Pin::new(&mut *socket).poll_flush(context)
     }
 
     fn handle_timeout(&mut self, now: Duration) -> Result<(), End> {
