@@ -42,13 +42,19 @@ pub fn frame(data: &[u8]) {
             Decoder::of_bytes(peer, record::MAX_MESSAGE)
         }
     };
-    let whole = frames(decoder(), bytes, usize::MAX);
-    assert_eq!(frames(decoder(), bytes, usize::from(how >> 2) + 1), whole);
+    let whole = frames(decoder(), bytes, usize::MAX, false);
+    let cut = usize::from(how >> 2) + 1;
+    assert_eq!(frames(decoder(), bytes, cut, false), whole);
+    assert_eq!(frames(decoder(), bytes, cut, true), whole);
 }
 
-fn frames(mut decoder: Decoder, bytes: &[u8], cut: usize) -> Vec<String> {
+fn frames(mut decoder: Decoder, bytes: &[u8], cut: usize, lend: bool) -> Vec<String> {
     let mut seen = Vec::new();
     for mut chunk in bytes.chunks(cut.min(bytes.len()).max(1)) {
+        if lend {
+            // What it held before is of no account.
+            decoder.lend(vec![0xa5; 100]);
+        }
         loop {
             match decoder.decode(&mut chunk) {
                 Ok(Some(event)) => {
@@ -65,7 +71,7 @@ fn frames(mut decoder: Decoder, bytes: &[u8], cut: usize) -> Vec<String> {
             }
         }
         assert!(chunk.is_empty(), "all of it is taken");
-        decoder.rest();
+        assert_eq!(decoder.rest().is_some(), lend);
         assert!(decoder.memory() <= 2 * bytes.len() + 128);
     }
     seen

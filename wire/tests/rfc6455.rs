@@ -354,6 +354,23 @@ fn what_is_claimed_costs_no_memory() {
     assert_eq!(decoder.memory(), 0);
 }
 
+/// A session is lent memory for a turn, and keeps that of an unfinished message alone.
+#[test]
+fn what_is_lent_is_given_back() {
+    let mut decoder = Decoder::new(Peer::Client, LIMIT);
+    let message = masked(0x82, &[7; 1000]);
+    let (first, second) = message.split_at(500);
+    decoder.lend(Vec::with_capacity(4096));
+    assert_eq!(decoder.decode(&mut &first[..]), Ok(None));
+    assert_eq!(decoder.rest().map(|it| it.capacity()), Some(4096));
+    assert_eq!(decoder.memory(), 500 - 8);
+    decoder.lend(Vec::with_capacity(4096));
+    let event = decoder.decode(&mut &second[..]);
+    assert_eq!(event, Ok(Some(Event::Binary(&[7; 1000]))));
+    assert_eq!(decoder.rest().map(|it| it.capacity()), Some(4096));
+    assert_eq!((decoder.memory(), decoder.rest()), (0, None));
+}
+
 #[test]
 fn an_error_stays() {
     let mut decoder = Decoder::new(Peer::Client, LIMIT);
