@@ -10,8 +10,8 @@
 )]
 
 pub mod bulk;
+pub mod calm;
 pub mod client;
-pub mod cores;
 pub mod instance;
 pub mod load;
 pub mod path;

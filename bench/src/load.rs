@@ -20,6 +20,7 @@ use nix::{
 use socket2::SockRef;
 
 use crate::{
+    calm::Host,
     client::{Client, tls},
     cpu_nanos,
     path::Place,
@@ -97,8 +98,8 @@ pub struct Sample {
     pub arrived: usize,
     /// System calls of the server per datagram that arrived, where they were counted.
     pub syscalls: f64,
-    /// How far apart the cores were, as [`crate::cores::apart`] says, where it was asked.
-    pub apart_ns: f64,
+    /// How the host was meanwhile, at its worst.
+    pub host: Host,
 }
 
 /// Clients of one server, and the gateway behind it.
@@ -225,7 +226,8 @@ impl World {
             if ready {
                 let mut count = waiting.min(one_send);
                 while count > 0 {
-                    let now = self.epoch.elapsed().as_nanos() as u64;
+                    let from = Instant::now();
+                    let now = (from - self.epoch).as_nanos() as u64;
                     let part = match plan.sender {
                         Sender::Plain => 1,
                         Sender::Gso => count.min(BATCH),
@@ -249,7 +251,6 @@ impl World {
                         }
                         Direction::Up => {
                             let client = &mut self.flows[flow].client;
-                            let from = Instant::now();
                             client.flush()?;
                             if !client.is_idle() {
                                 // TCP's backpressure: what is due now is sent later, or, paced,
@@ -299,7 +300,7 @@ impl World {
             p99_ms: at(0.99),
             arrived,
             syscalls: f64::NAN,
-            apart_ns: f64::NAN,
+            host: Host::default(),
         })
     }
 

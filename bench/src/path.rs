@@ -60,6 +60,8 @@ impl Path {
         let (load, server) = (&path.load, &path.server);
         run(&format!("ip netns add {load}"))?;
         run(&format!("ip netns add {server}"))?;
+        // What the load measures of its host goes over loopback.
+        run(&format!("ip -n {load} link set lo up"))?;
         for (link, net) in [("slow", 1), ("fast", 2)] {
             run(&format!(
                 "ip link add {link} netns {load} type veth peer name {link} netns {server}"

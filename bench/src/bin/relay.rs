@@ -3,8 +3,8 @@
 //! offered twice as much (in network namespaces). One line of JSON per measurement on stdout with
 //! `--json`, a table on stderr. What is printed is the median of three runs.
 //!
-//! A run is made while the two cores are near each other (`cores.rs`), as long as the patience
-//! lasts: `--patience SECONDS` in all, 300 if it is not given, 0 for cores as they are.
+//! A run counts when the host has left it alone (`calm.rs`), as long as the patience lasts:
+//! `--patience SECONDS` in all, 900 if it is not given, 0 for a host as it is.
 //!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
 //! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone.
@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use underpass_bench::{
     LOAD_CORE,
-    cores::Near,
+    calm::{Calm, Host},
     load::{Direction, LENGTH, Load, Plan, Sample, Sender, World, open},
     path::{Path, Place},
     pin, round,
@@ -23,8 +23,8 @@ use underpass_bench::{
 };
 
 const RUNS: usize = 3;
-/// How long all runs together wait for cores that are near.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long is waited for the host, and spent in runs that it disturbed, in all.
+const PATIENCE: Duration = Duration::from_secs(900);
 /// Rates that are tried, in thousands, to find the highest.
 const LADDER: [u32; 14] = [
     30, 45, 60, 80, 100, 130, 160, 200, 250, 320, 400, 500, 630, 800,
@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
     }
     pin(LOAD_CORE)?;
     let time = Duration::from_millis(if full { 2000 } else { 400 });
-    let mut near = Near::new(patience);
+    let mut calm = Calm::new(patience)?;
     let out = Out { json };
     out.head();
     use Direction::{Down, Up};
@@ -99,7 +99,7 @@ fn main() -> anyhow::Result<()> {
                     flows,
                     load,
                     "",
-                    median(*side, flows, plan, &mut near)?,
+                    median(*side, flows, plan, &mut calm)?,
                 );
             }
             // What a wake costs is most of these.
@@ -111,7 +111,7 @@ fn main() -> anyhow::Result<()> {
                     flows,
                     load,
                     "",
-                    median(side, flows, plan, &mut near)?,
+                    median(side, flows, plan, &mut calm)?,
                 );
             }
         }
@@ -135,9 +135,9 @@ fn main() -> anyhow::Result<()> {
                     1,
                     "saturation",
                     "",
-                    median(*side, 1, flood, &mut near)?,
+                    median(*side, 1, flood, &mut calm)?,
                 );
-                let highest = highest(*side, plan(Paced, 0.0), &mut near)?;
+                let highest = highest(*side, plan(Paced, 0.0), &mut calm)?;
                 let at = |part| plan(Paced, highest.delivered * part);
                 out.line(*side, at(1.0), 1, "paced", "highest", highest);
                 out.line(
@@ -146,7 +146,7 @@ fn main() -> anyhow::Result<()> {
                     1,
                     "paced",
                     "half",
-                    median(*side, 1, at(0.5), &mut near)?,
+                    median(*side, 1, at(0.5), &mut calm)?,
                 );
                 out.line(
                     *side,
@@ -154,7 +154,7 @@ fn main() -> anyhow::Result<()> {
                     1,
                     "overload",
                     "",
-                    median(*side, 1, at(2.0), &mut near)?,
+                    median(*side, 1, at(2.0), &mut calm)?,
                 );
             }
         }
@@ -167,23 +167,23 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The median of each figure over [`RUNS`] runs; how far apart the cores were is the most of them.
-fn median(side: Side, flows: usize, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
+/// The median of each figure over [`RUNS`] runs; the host as it was at its worst.
+fn median(side: Side, flows: usize, plan: Plan, calm: &mut Calm) -> anyhow::Result<Sample> {
     let (_server, mut world) = open(side, flows, &Place::loopback())?;
     let warm = Plan {
         time: Duration::from_millis(100),
         ..plan
     };
     world.run(warm)?;
-    let sample = median_in(&mut world, plan, near)?;
+    let sample = median_in(&mut world, plan, calm)?;
     let syscalls = world.syscalls(plan)?;
     Ok(Sample { syscalls, ..sample })
 }
 
-fn median_in(world: &mut World, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
+fn median_in(world: &mut World, plan: Plan, calm: &mut Calm) -> anyhow::Result<Sample> {
     let run = |_| {
-        let (sample, apart_ns) = near.run(|| world.run(plan))?;
-        Ok(Sample { apart_ns, ..sample })
+        let (sample, host) = calm.run(|| world.run(plan))?;
+        Ok(Sample { host, ..sample })
     };
     let samples: Vec<Sample> = (0..RUNS).map(run).collect::<anyhow::Result<_>>()?;
     let of =
@@ -196,18 +196,21 @@ fn median_in(world: &mut World, plan: Plan, near: &mut Near) -> anyhow::Result<S
         client_us: of(|it| it.client_us),
         p50_ms: of(|it| it.p50_ms),
         p99_ms: of(|it| it.p99_ms),
-        apart_ns: samples.iter().map(|it| it.apart_ns).fold(0.0, f64::max),
+        host: samples
+            .iter()
+            .map(|it| it.host)
+            .fold(Host::default(), Host::worse),
         ..Sample::default()
     })
 }
 
 /// The highest rate of the ladder with a loss under 0.1 % that is also offered and delivered.
-fn highest(side: Side, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
+fn highest(side: Side, plan: Plan, calm: &mut Calm) -> anyhow::Result<Sample> {
     let (_server, mut world) = open(side, 1, &Place::loopback())?;
     let mut best = Sample::default();
     for thousands in LADDER {
         let rate = f64::from(thousands) * 1e3;
-        let sample = median_in(&mut world, Plan { rate, ..plan }, near)?;
+        let sample = median_in(&mut world, Plan { rate, ..plan }, calm)?;
         if sample.loss < 1e-3 && sample.delivered > best.delivered {
             best = sample;
         }
@@ -218,7 +221,7 @@ fn highest(side: Side, plan: Plan, near: &mut Near) -> anyhow::Result<Sample> {
     let mut rate = best.offered;
     if best.delivered == 0.0 {
         rate = 10e3;
-        best = median_in(&mut world, Plan { rate, ..plan }, near)?;
+        best = median_in(&mut world, Plan { rate, ..plan }, calm)?;
     }
     let syscalls = world.syscalls(Plan { rate, ..plan })?;
     Ok(Sample { syscalls, ..best })
@@ -255,8 +258,8 @@ fn slow_in(namespace: &str, megabits: u32, side: &str, json: bool) -> anyhow::Re
     let (_server, mut world) = open(side, 1, &Place::throttled(namespace))?;
     // A queue that stands is what is measured.
     world.run(plan)?;
-    let near = &mut Near::new(Duration::ZERO);
-    let sample = median_in(&mut world, plan, near)?;
+    let calm = &mut Calm::new(Duration::ZERO)?;
+    let sample = median_in(&mut world, plan, calm)?;
     let syscalls = world.syscalls(plan)?;
     let sample = Sample { syscalls, ..sample };
     Out { json }.line(
@@ -277,7 +280,7 @@ struct Out {
 impl Out {
     fn head(&self) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}{:>7}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9}{:>10}{:>8}{:>8}{:>8}{:>7}{:>9}{:>9}{:>7}{:>6}",
             "side",
             "",
             "load",
@@ -292,14 +295,15 @@ impl Out {
             "calls",
             "p50 ms",
             "p99 ms",
-            "apart"
+            "apart",
+            "call"
         );
     }
 
     /// `point` says where on a curve a load is, or on what path.
     fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, point: &str, sample: Sample) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}{:>7.0}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}{:>7.0}{:>6.2}",
             side.name(),
             plan.direction.name(),
             load,
@@ -314,7 +318,8 @@ impl Out {
             sample.syscalls,
             sample.p50_ms,
             sample.p99_ms,
-            sample.apart_ns
+            sample.host.apart_ns,
+            sample.host.call_us
         );
         if !self.json {
             return;
@@ -343,7 +348,8 @@ impl Out {
                 "loss": round(sample.loss, 5),
                 "p50_ms": round(sample.p50_ms, 3),
                 "p99_ms": round(sample.p99_ms, 3),
-                "cores_apart_ns": round(sample.apart_ns, 0),
+                "cores_apart_ns": round(sample.host.apart_ns, 0),
+                "host_call_us": round(sample.host.call_us, 2),
             });
             println!("{line}");
         }
