@@ -6,6 +6,8 @@
 //! no more is written than the path carries in the shortest round trip and that patience. The rest
 //! waits in the session's queue, where the oldest is dropped first.
 //!
+//! A round trip may have been long for a moment that is over: it is doubted for [`DOUBT`] first.
+//!
 //! A queue may be somebody else's, or the path's round trips differ by nature: then holding back
 //! empties nothing and costs what the path would carry. When the rate has fallen by half since
 //! holding back began, or the queue stands in spite of it, twice as much is let out for a moment: a

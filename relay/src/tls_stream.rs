@@ -510,6 +510,34 @@ mod tests {
         }
     }
 
+    /// Behind what was read, and to the end.
+    #[tokio::test]
+    async fn what_is_taken_is_what_was_sent() {
+        let (mut server, mut client) = pair(&version::TLS13).await;
+        let all = bytes(3_000_000);
+        let up = async {
+            for chunk in all.chunks(70_001) {
+                client.write_all(chunk).await.unwrap();
+            }
+            client.shutdown().await.unwrap();
+        };
+        let taken = async {
+            let mut got = vec![server.read_u8().await.unwrap()];
+            loop {
+                let before = got.len();
+                let take = &mut |bytes: &[u8]| got.extend_from_slice(bytes);
+                let length = poll_fn(|context| server.poll_take(context, take));
+                let length = length.await.unwrap();
+                assert_eq!(got.len(), before + length);
+                if length == 0 {
+                    break got;
+                }
+            }
+        };
+        let ((), taken) = tokio::join!(up, taken);
+        assert!(taken == all);
+    }
+
     /// As ACME servers do: the handshake's last message and the goodbye are read at once.
     #[tokio::test]
     async fn a_handshake_with_a_goodbye_is_one() {
