@@ -26,7 +26,7 @@ use crate::{LOAD_CORE, SERVER_CORE, pin};
 /// between two 200 to 400. A shorter time is that of two threads of one core, which have half of it
 /// each.
 const NEAR_NANOS: RangeInclusive<f64> = 36.0..=150.0;
-/// How much longer a call may take than the fastest one so far.
+/// How much longer a call may take than the third fastest so far: the fastest may be a stroke of luck.
 const SLOWER: f64 = 1.08;
 /// Round trips of a line in one look, and before them those that wait for both threads.
 const LINES: u64 = 4_000;
@@ -45,6 +45,8 @@ pub struct Host {
     pub apart_ns: f64,
     /// Microseconds to send a datagram of 1,400 bytes and to receive it, on the slower core.
     pub call_us: f64,
+    /// It was not well, and nobody had the patience to wait.
+    pub disturbed: bool,
 }
 
 impl Host {
@@ -53,6 +55,7 @@ impl Host {
         Host {
             apart_ns: self.apart_ns.max(other.apart_ns),
             call_us: self.call_us.max(other.call_us),
+            disturbed: self.disturbed || other.disturbed,
         }
     }
 }
@@ -60,7 +63,8 @@ impl Host {
 /// Makes runs while the host is well, and has only so much patience for all of them together.
 pub struct Calm {
     patience: Duration,
-    fastest_us: f64,
+    /// The fastest first.
+    fastest_us: [f64; 3],
 }
 
 impl Calm {
@@ -70,15 +74,15 @@ impl Calm {
     /// Those of [`look`].
     pub fn new(patience: Duration) -> anyhow::Result<Calm> {
         let looks = if patience.is_zero() { 0 } else { LEARNT };
-        let mut fastest_us = f64::INFINITY;
+        let mut calm = Calm {
+            patience,
+            fastest_us: [f64::INFINITY; 3],
+        };
         for _ in 0..looks {
-            fastest_us = fastest_us.min(look()?.call_us);
+            calm.is_well(look()?);
             thread::sleep(LOOK_AGAIN);
         }
-        Ok(Calm {
-            patience,
-            fastest_us,
-        })
+        Ok(calm)
     }
 
     /// Makes a run until one has the host well before and after it, or the patience has come to its
@@ -92,13 +96,16 @@ impl Calm {
     ) -> anyhow::Result<(T, Host)> {
         loop {
             let start = Instant::now();
-            let before = look()?;
             let takes_all = self.patience.is_zero();
-            if takes_all || self.is_well(before) {
+            let before = look()?;
+            let was_well = self.is_well(before);
+            if was_well || takes_all {
                 let made = run()?;
                 let after = look()?;
-                if takes_all || self.is_well(after) {
-                    return Ok((made, before.worse(after)));
+                let disturbed = !(was_well & self.is_well(after));
+                if !disturbed || takes_all {
+                    let host = before.worse(after);
+                    return Ok((made, Host { disturbed, ..host }));
                 }
             } else {
                 thread::sleep(LOOK_AGAIN);
@@ -108,8 +115,11 @@ impl Calm {
     }
 
     fn is_well(&mut self, host: Host) -> bool {
-        self.fastest_us = self.fastest_us.min(host.call_us);
-        NEAR_NANOS.contains(&host.apart_ns) && host.call_us <= self.fastest_us * SLOWER
+        let [.., third] = &mut self.fastest_us;
+        *third = third.min(host.call_us);
+        self.fastest_us.sort_by(f64::total_cmp);
+        let [.., third] = self.fastest_us;
+        NEAR_NANOS.contains(&host.apart_ns) && host.call_us <= third * SLOWER
     }
 }
 
@@ -147,6 +157,7 @@ pub fn look() -> anyhow::Result<Host> {
         Ok(Host {
             apart_ns,
             call_us: here.max(there),
+            disturbed: false,
         })
     })
 }

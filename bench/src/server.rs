@@ -191,6 +191,7 @@ async fn relay(listener: TcpListener, tls: Arc<ServerConfig>, gateway: SocketAdd
     config.limits.unproven = ALONE;
     config.limits.ping_after = ALONE;
     config.limits.silent = ALONE;
+    config.limits.idle = ALONE;
     let limits = AcceptLimits {
         connections: CLIENTS,
         connections_per_source: CLIENTS,

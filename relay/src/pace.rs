@@ -27,7 +27,7 @@ const LEAST: u64 = 16 * 1024;
 const MOST: u64 = 16 * 1024 * 1024;
 /// Without a limit the path is looked at once in what it carries in so much time, which is at least
 /// and at most so many bytes ...
-const LOOK: Duration = Duration::from_millis(1);
+const LOOK: Duration = Duration::from_micros(250);
 const STRIDE: u64 = 32 * 1024;
 const LONG_STRIDE: u64 = 256 * 1024;
 /// ... and, while it is [`crowded`](Pace::is_crowded) or in doubt, in so many.
@@ -38,6 +38,9 @@ const CROWD: u64 = 4 * 1024;
 /// acknowledged late, or a host stood still. Then what is acknowledged in so much time is more than
 /// a path with such a queue would carry.
 const DOUBT: Duration = Duration::from_millis(2);
+/// Nor is it believed for what a look before a quiet time has found: one without a look for so long,
+/// and for two round trips.
+const QUIET: Duration = Duration::from_millis(100);
 /// With one, the rate is that of at least so much time.
 const WINDOW: Duration = Duration::from_millis(40);
 /// How long a path is left alone that nothing was won on.
@@ -156,11 +159,14 @@ impl Pace {
     pub(crate) fn look(&mut self, now: Duration, path: &Path) {
         let queued = path.round_trip.saturating_sub(path.shortest);
         self.crowded = path.unsent > CROWD;
+        let looked = std::mem::replace(&mut self.looked, (now, path.acknowledged));
+        if now.saturating_sub(looked.0) > QUIET.max(2 * path.round_trip) {
+            self.long = None;
+        }
         let long = *self.long.get_or_insert((now, path.acknowledged));
         if queued <= PATIENCE || self.truce.is_some() {
             self.long = None;
         }
-        let looked = std::mem::replace(&mut self.looked, (now, path.acknowledged));
         let stride = if self.crowded || self.long.is_some() {
             SHORT_STRIDE
         } else {
@@ -420,6 +426,7 @@ mod tests {
     #[test]
     fn a_client_that_was_quiet_is_not_held_back() {
         let mut pace = Pace::default();
+        let second = Duration::from_secs(1);
         let mut path = Path {
             in_flight: 128 * 1024,
             unsent: 0,
@@ -427,10 +434,12 @@ mod tests {
             round_trip: Duration::from_millis(9),
             shortest: Duration::from_micros(50),
         };
+        // Nor for a look while it was.
+        pace.look(second, &path);
         for look in 0..200 {
-            pace.look(look * Duration::from_micros(50), &path);
+            pace.look(2 * second + look * Duration::from_micros(50), &path);
             assert!(pace.room() > 0 && pace.held.is_none(), "{look}: {pace:?}");
-            path.acknowledged += 50_000;
+            path.acknowledged += 100_000;
             path.round_trip = path.round_trip * 199 / 200;
         }
         assert_eq!(pace.room(), LONG_STRIDE);

@@ -32,7 +32,7 @@ const WRITE: usize = 64 * 1024;
 pub(crate) struct TlsStream {
     tcp: TcpStream,
     tls: UnbufferedServerConnection,
-    /// The beginning of a record, as it arrived.
+    /// The beginning of a record, as it arrived, or of a handshake message: less than a buffer.
     incoming: Vec<u8>,
     /// Decrypted, and not asked for yet.
     plain: Waiting,
@@ -46,6 +46,8 @@ pub(crate) struct TlsStream {
     ended: bool,
     /// We have said so.
     goodbye: bool,
+    /// What came is not all in `incoming`: rustls is not to be asked again.
+    broken: bool,
 }
 
 /// Bytes that wait in a pooled buffer; without bytes there is no buffer.
@@ -71,6 +73,7 @@ impl TlsStream {
             look_again: None,
             ended: false,
             goodbye: false,
+            broken: false,
         };
         poll_fn(|context| stream.poll_handshake(context)).await?;
         Ok(stream)
@@ -164,6 +167,9 @@ impl TlsStream {
         buffer: &mut [u8],
         take: &mut dyn FnMut(&[u8]),
     ) -> Poll<io::Result<()>> {
+        if self.broken {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let kept = self.incoming.len();
         buffer[..kept].copy_from_slice(&self.incoming);
         let mut read = ReadBuf::new(&mut buffer[kept..]);
@@ -175,6 +181,11 @@ impl TlsStream {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         let used = self.process(&mut buffer[..length], take)?;
+        // rustls wants to see the records of a handshake message until it is whole.
+        if length - used >= pool::READ {
+            self.broken = true;
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         // Memory for what is there, no more.
         self.incoming = buffer[used..length].to_vec();
         Poll::Ready(Ok(()))
@@ -261,6 +272,9 @@ impl TlsStream {
 
     /// Encrypts, or says goodbye when there is nothing to encrypt.
     fn encrypt(&mut self, bytes: Option<&[u8]>) -> io::Result<()> {
+        if self.broken {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         loop {
             let UnbufferedStatus { discard, state } =
                 self.tls.process_tls_records(&mut self.incoming);
@@ -414,7 +428,10 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
+    use ring::aead::{AES_128_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+    use rustls::{
+        ClientConfig, ConnectionTrafficSecrets, RootCertStore, SupportedProtocolVersion, version,
+    };
     use rustls_pki_types::ServerName;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, split},
@@ -446,11 +463,12 @@ mod tests {
         let certificate = Certificate::load_or_make(data.path(), &[], now).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(certificate.leaf().unwrap().clone()).unwrap();
-        let client = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
+        let mut client = ClientConfig::builder_with_provider(Arc::new(preferred_provider()))
             .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
+        client.enable_secret_extraction = true;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let client = async move {
@@ -588,6 +606,54 @@ mod tests {
             server.flush().await.unwrap();
             assert_eq!(client.read_u8().await.unwrap(), n);
         }
+    }
+
+    /// A handshake message that never becomes whole, in records of one byte.
+    #[tokio::test]
+    async fn an_endless_handshake_message_is_ended() {
+        let (mut server, client) = pair(&version::TLS13).await;
+        let (mut tcp, tls) = client.into_inner();
+        let (mut sequence, secrets) = tls.dangerous_extract_secrets().unwrap().tx;
+        let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else {
+            panic!("not AES-128-GCM");
+        };
+        let key = LessSafeKey::new(UnboundKey::new(&AES_128_GCM, key.as_ref()).unwrap());
+        // A KeyUpdate of 65,535 bytes.
+        let message = [24, 0, 0xff, 0xff].into_iter().chain(std::iter::repeat(0));
+        let records = message.take(14_000).flat_map(|byte| {
+            let mut nonce = [0; 12];
+            nonce[4..].copy_from_slice(&sequence.to_be_bytes());
+            sequence += 1;
+            for (at, byte) in nonce.iter_mut().enumerate() {
+                *byte ^= iv.as_ref()[at];
+            }
+            let header = [23, 3, 3, 0, 18];
+            let mut content = vec![byte, 22];
+            let nonce = Nonce::assume_unique_for_key(nonce);
+            key.seal_in_place_append_tag(nonce, Aad::from(header), &mut content)
+                .unwrap();
+            [&header[..], &content].concat()
+        });
+        let records: Vec<u8> = records.collect();
+        assert!(records.len() > pool::BULK);
+        let (half, rest) = records.split_at(pool::READ - 1_000);
+        tcp.write_all(half).await.unwrap();
+        let mut none = |_: &[u8]| panic!("nothing of it is data");
+        while server.incoming.len() < half.len() - 100 {
+            poll_fn(|context| {
+                let _ = server.poll_take(context, &mut none);
+                Poll::Ready(())
+            })
+            .await;
+            tokio::task::yield_now().await;
+        }
+        tcp.write_all(rest).await.unwrap();
+        let error = poll_fn(|context| server.poll_take(context, &mut none)).await;
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        // And stays so for whoever reads it out or says goodbye.
+        let error = server.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        server.shutdown().await.unwrap_err();
     }
 
     /// A connection that is cut is no end, and bytes that are no TLS are none either.

@@ -4,7 +4,8 @@
 //! `--json`, a table on stderr. What is printed is the median of three runs.
 //!
 //! A run counts when the host has left it alone (`calm.rs`), as long as the patience lasts:
-//! `--patience SECONDS` in all, 900 if it is not given, 0 for a host as it is.
+//! `--patience SECONDS` in all, 900 if it is not given, 0 for a host as it is. A line
+//! that the host has disturbed says so.
 //!
 //! `--full` takes longer runs; `--only up/even/plain/40000/1` makes the measurements whose name
 //! begins so, `--only slow/10` those of a slow path; `--relay` and `--baseline` one side alone.
@@ -303,7 +304,7 @@ impl Out {
     /// `point` says where on a curve a load is, or on what path.
     fn line(&self, side: Side, plan: Plan, flows: usize, load: &str, point: &str, sample: Sample) {
         eprintln!(
-            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}{:>7.0}{:>6.2}",
+            "{:<9}{:<5}{:<11}{:<11}{:<6}{:>6}{:>9.0}{:>10.0}{:>8.2}{:>8.2}{:>8.2}{:>7.2}{:>9.3}{:>9.3}{:>7.0}{:>6.2}{}",
             side.name(),
             plan.direction.name(),
             load,
@@ -319,7 +320,8 @@ impl Out {
             sample.p50_ms,
             sample.p99_ms,
             sample.host.apart_ns,
-            sample.host.call_us
+            sample.host.call_us,
+            if sample.host.disturbed { " !" } else { "" }
         );
         if !self.json {
             return;
@@ -350,6 +352,7 @@ impl Out {
                 "p99_ms": round(sample.p99_ms, 3),
                 "cores_apart_ns": round(sample.host.apart_ns, 0),
                 "host_call_us": round(sample.host.call_us, 2),
+                "disturbed": sample.host.disturbed,
             });
             println!("{line}");
         }
