@@ -58,21 +58,16 @@ pub(crate) fn give_read(buffer: Box<[u8]>) {
 pub(crate) const BULK: usize = 4 * READ;
 
 thread_local! {
-    static BULKS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static BULK_OF_THREAD: RefCell<Option<Box<[u8]>>> = const { RefCell::new(None) };
 }
 
 /// A buffer to read into, [`BULK`] bytes long; what it holds is of no account.
 pub(crate) fn take_bulk() -> Box<[u8]> {
-    BULKS
-        .with_borrow_mut(Vec::pop)
-        .unwrap_or_else(|| vec![0; BULK].into())
+    let kept = BULK_OF_THREAD.with_borrow_mut(Option::take);
+    kept.unwrap_or_else(|| vec![0; BULK].into())
 }
 
 /// Gives it back. A thread keeps one: no session holds one while another is awake.
 pub(crate) fn give_bulk(buffer: Box<[u8]>) {
-    BULKS.with_borrow_mut(|bulks| {
-        if bulks.is_empty() {
-            bulks.push(buffer);
-        }
-    });
+    BULK_OF_THREAD.set(Some(buffer));
 }
