@@ -85,6 +85,13 @@ impl Held {
         self.tls.poll_take(context, take)
     }
 
+    /// From now on the kernel acknowledges at once what is read, and what waits for that already; or
+    /// an acknowledgement may wait for another segment.
+    pub(crate) fn acknowledge(&mut self, at_once: bool) {
+        // Of a connection that is no more, the next read says so.
+        let _ = self.tls.tcp().set_quickack(at_once);
+    }
+
     /// Reads until the client hangs up, or has had its time.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let lingering = self.lingering.get_or_insert_with(|| Lingering {

@@ -12,6 +12,7 @@
 //! (certificates that are ordered) and [`admin`] (metrics and health).
 
 mod accept_rate;
+mod acks;
 pub mod acme;
 pub mod admin;
 mod admission;

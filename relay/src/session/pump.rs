@@ -30,6 +30,7 @@ use wire::{
 
 use super::{End, Opening, Rest, spread};
 use crate::{
+    acks::Acks,
     admission::Gateway,
     config::Limits,
     counters::{Counter, Counters, Delays},
@@ -62,6 +63,7 @@ pub(super) struct Pump {
     proof: Proof,
     up_rate: Rate,
     down_rate: Rate,
+    acks: Acks,
     /// Waits for the gateway's socket; empty nearly always. The next try is at `up_again`.
     up: Queue,
     up_again: Duration,
@@ -187,6 +189,7 @@ impl Pump {
             proof,
             up_rate: Rate::new(&limits, now),
             down_rate: Rate::new(&limits, now),
+            acks: Acks::default(),
             gateway,
             up: Queue::new(queue, queue_age),
             down,
@@ -326,6 +329,9 @@ impl Pump {
         now: Duration,
     ) -> Result<bool, End> {
         self.handle_timeout(now)?;
+        if self.acks.handle_timeout(now) {
+            socket.acknowledge(true);
+        }
         let more_from_client = self.poll_client(socket, context, now)?;
         self.poll_up(now);
         let more_from_gateway = self.poll_gateway(socket, context, now)?;
@@ -378,7 +384,11 @@ impl Pump {
                 handled?;
                 match polled {
                     Poll::Pending => return Ok(false),
-                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(Ok(1..)) => {
+                        if self.acks.handle_read(now) {
+                            socket.acknowledge(false);
+                        }
+                    }
                     Poll::Ready(_) => return Err(End::Lost),
                 }
             }
@@ -878,6 +888,7 @@ impl Pump {
             Some(self.last_datagram.saturating_add(self.limits.idle)),
             Some(self.next_ping()),
             (!self.up.is_empty()).then_some(self.up_again),
+            self.acks.poll_timeout(),
             self.ask_error,
             self.leaves,
         ]

@@ -1,5 +1,7 @@
 //! What passes, in both directions.
 
+use std::{process::Command, time::Duration};
+
 use boringtun::{noise::TunnResult, x25519};
 use futures_util::SinkExt;
 use tokio_tungstenite::tungstenite::Message;
@@ -137,4 +139,73 @@ async fn pings_are_answered() {
         .unwrap();
     websocket.send(Message::Ping(vec![1].into())).await.unwrap();
     assert_eq!(next(&mut websocket).await, Message::Pong(vec![1].into()));
+}
+
+/// Records that are read one by one, as of a client among many: one acknowledgement serves two.
+#[tokio::test]
+async fn what_comes_closely_is_acknowledged_two_at_a_time() {
+    let fixture = fixture().await;
+    let (mut websocket, _) = fixture.proven().await;
+    // A kernel that takes a connection for a dialogue since its handshake has learnt better then.
+    tokio::time::sleep(KERNEL_WAITS).await;
+    let mut round = async |number: u8| {
+        send(&mut websocket, &[&data(number)]).await;
+        assert_eq!(fixture.at_gateway().await.0, data(number));
+    };
+    // A machine with more to do may come between two of them.
+    let mut fewest = u64::MAX;
+    for _ in 0..10 {
+        let before = Segments::of(&fixture);
+        for number in 0..50 {
+            round(number).await;
+        }
+        let received = Segments::of(&fixture).received - before.received;
+        fewest = fewest.min(received);
+    }
+    assert!((25..40).contains(&fewest), "{fewest}");
+    // And the last, whether it is a second one or not, does not wait as long as the kernel would.
+    for more in [20, 21] {
+        for number in 0..more {
+            round(number).await;
+        }
+        tokio::time::sleep(KERNEL_WAITS / 4).await;
+        assert_eq!(Segments::of(&fixture).unacknowledged, 0);
+    }
+}
+
+#[tokio::test]
+async fn what_comes_alone_is_acknowledged_at_once() {
+    let fixture = fixture().await;
+    let (mut websocket, _) = fixture.proven().await;
+    for number in 0..10 {
+        tokio::time::sleep(KERNEL_WAITS).await;
+        send(&mut websocket, &[&data(number)]).await;
+        fixture.at_gateway().await;
+        assert_eq!(Segments::of(&fixture).unacknowledged, 0, "{number}");
+    }
+}
+
+/// Longer than Linux waits for a second segment.
+const KERNEL_WAITS: Duration = Duration::from_millis(60);
+
+/// The segments of a relay's only connection, as its client counts them.
+struct Segments {
+    received: u64,
+    unacknowledged: u64,
+}
+
+impl Segments {
+    fn of(fixture: &Fixture) -> Segments {
+        let filter = format!("dst {}", fixture.address);
+        let ss = Command::new("ss").args(["-tinHO", &filter]).output();
+        let said = String::from_utf8(ss.expect("iproute2 has ss").stdout).unwrap();
+        let count = |name| {
+            let mut words = said.split_whitespace();
+            words.find_map(|word| word.strip_prefix(name)?.parse().ok())
+        };
+        Segments {
+            received: count("segs_in:").unwrap_or_else(|| panic!("{said}")),
+            unacknowledged: count("unacked:").unwrap_or(0),
+        }
+    }
 }
