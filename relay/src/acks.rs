@@ -3,11 +3,12 @@
 //! As soon as a reader has read all there is, Linux acknowledges it with a segment of its own,
 //! unless it takes the connection for a dialogue, in which an answer is about to carry the
 //! acknowledgement. Where many clients send, each read finds one record, and those segments were a
-//! quarter of what a datagram cost. In a dialogue one acknowledgement serves two segments, which is
-//! as few as RFC 5681 (section 4.2) permits, and one segment alone waits 40 ms for another. So a
+//! quarter of what a datagram cost. In a dialogue one acknowledgement serves two segments, as
+//! RFC 5681 (section 4.2) recommends, and one segment alone waits up to 40 ms for another. So a
 //! connection whose records follow each other closely is declared a dialogue (`TCP_QUICKACK`), and
 //! when nothing has followed for some milliseconds what waits is acknowledged: a client that keeps
-//! small segments back until then (RFC 896) is never held up for longer.
+//! small segments back until then (RFC 896) is not held up for longer by what was declared. What
+//! Linux takes for a dialogue by itself, since the relay answers, stays as it is.
 
 use std::time::Duration;
 
@@ -15,12 +16,15 @@ use std::time::Duration;
 const LATEST: Duration = Duration::from_millis(5);
 /// So many reads in a row, each within [`LATEST`] of the last, are no accident.
 const CLOSE: u32 = 8;
+/// After so many more it is declared again: what arrives twice, or with a mark of congestion, ends a
+/// dialogue, and the kernel does not say so.
+const AGAIN: u32 = 256;
 
 /// When what one connection reads is acknowledged. Time counts from any moment.
 #[derive(Debug, Default)]
 pub(crate) struct Acks {
     last_read: Option<Duration>,
-    /// Reads in a row that followed the last closely, at most [`CLOSE`].
+    /// Reads in a row that followed the last closely, fewer than [`CLOSE`] and [`AGAIN`] together.
     close: u32,
     may_wait: bool,
 }
@@ -32,14 +36,13 @@ impl Acks {
     pub(crate) fn handle_read(&mut self, now: Duration) -> bool {
         let last = self.last_read.replace(now);
         let follows = last.is_some_and(|last| now.saturating_sub(last) < LATEST);
-        self.close = if follows {
-            CLOSE.min(self.close + 1)
-        } else {
-            0
-        };
-        let begins = self.close == CLOSE && !self.may_wait;
-        self.may_wait |= begins;
-        begins
+        self.close = if follows { self.close + 1 } else { 0 };
+        if self.close == CLOSE + AGAIN {
+            self.close = CLOSE;
+        }
+        let tell = self.close == CLOSE;
+        self.may_wait |= tell;
+        tell
     }
 
     /// When nothing has followed for too long.
@@ -48,8 +51,8 @@ impl Acks {
         Some(last + LATEST)
     }
 
-    /// Says whether the kernel is to be told, now, to acknowledge what waits, and all that follows
-    /// at once.
+    /// Says whether the kernel is to be told, now, to acknowledge what waits, and what follows when
+    /// it is read.
     #[must_use]
     pub(crate) fn handle_timeout(&mut self, now: Duration) -> bool {
         let ends = self.poll_timeout().is_some_and(|at| now >= at);
@@ -65,10 +68,21 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     #[test]
-    fn the_kernel_is_told_once_while_reads_are_close() {
+    fn the_kernel_is_told_now_and_then_while_reads_are_close() {
         let mut acks = Acks::default();
-        let told = (0..100).filter(|at| acks.handle_read(4 * *at * MILLISECOND));
-        assert_eq!(told.collect::<Vec<u32>>(), [8]);
+        let told = (0..600).filter(|at| acks.handle_read(4 * *at * MILLISECOND));
+        assert_eq!(told.collect::<Vec<u32>>(), [8, 264, 520]);
+    }
+
+    /// As of a thread that had no time: it reads before it looks at the time.
+    #[test]
+    fn a_late_read_is_not_taken_for_the_end() {
+        let mut acks = Acks::default();
+        let told = (0..10).find(|at| acks.handle_read(*at * MILLISECOND));
+        assert_eq!(told, Some(8));
+        assert!(!acks.handle_read(30 * MILLISECOND));
+        assert!(!acks.handle_timeout(30 * MILLISECOND));
+        assert_eq!(acks.poll_timeout(), Some(35 * MILLISECOND));
     }
 
     #[test]

@@ -85,8 +85,8 @@ impl Held {
         self.tls.poll_take(context, take)
     }
 
-    /// From now on the kernel acknowledges at once what is read, and what waits for that already; or
-    /// an acknowledgement may wait for another segment.
+    /// The kernel acknowledges what waits for that, and what follows when it is read; or an
+    /// acknowledgement may wait for another segment. Until the kernel decides otherwise.
     pub(crate) fn acknowledge(&mut self, at_once: bool) {
         // Of a connection that is no more, the next read says so.
         let _ = self.tls.tcp().set_quickack(at_once);

@@ -329,10 +329,10 @@ impl Pump {
         now: Duration,
     ) -> Result<bool, End> {
         self.handle_timeout(now)?;
+        let more_from_client = self.poll_client(socket, context, now)?;
         if self.acks.handle_timeout(now) {
             socket.acknowledge(true);
         }
-        let more_from_client = self.poll_client(socket, context, now)?;
         self.poll_up(now);
         let more_from_gateway = self.poll_gateway(socket, context, now)?;
         self.poll_down(socket, context, now)?;

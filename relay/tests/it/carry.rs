@@ -4,6 +4,7 @@ use std::{process::Command, time::Duration};
 
 use boringtun::{noise::TunnResult, x25519};
 use futures_util::SinkExt;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use underpass_relay::Counter;
 use wire::Control;
@@ -147,28 +148,29 @@ async fn what_comes_closely_is_acknowledged_two_at_a_time() {
     let fixture = fixture().await;
     let (mut websocket, _) = fixture.proven().await;
     // A kernel that takes a connection for a dialogue since its handshake has learnt better then.
-    tokio::time::sleep(KERNEL_WAITS).await;
+    sleep(KERNEL_WAITS).await;
     let mut round = async |number: u8| {
         send(&mut websocket, &[&data(number)]).await;
         assert_eq!(fixture.at_gateway().await.0, data(number));
     };
-    // A machine with more to do may come between two of them.
-    let mut fewest = u64::MAX;
-    for _ in 0..10 {
+    let mut fifty = async || {
         let before = Segments::of(&fixture);
         for number in 0..50 {
             round(number).await;
         }
-        let received = Segments::of(&fixture).received - before.received;
-        fewest = fewest.min(received);
-    }
-    assert!((25..40).contains(&fewest), "{fewest}");
+        Segments::of(&fixture).received - before.received
+    };
+    // A machine that has more to do may come between two of them.
+    let few = timeout(SOON, async { while !(25..40).contains(&fifty().await) {} }).await;
+    assert!(few.is_ok(), "{}", fifty().await);
     // And the last, whether it is a second one or not, does not wait as long as the kernel would.
     for more in [20, 21] {
         for number in 0..more {
             round(number).await;
         }
-        tokio::time::sleep(KERNEL_WAITS / 4).await;
+        sleep(KERNEL_WAITS / 4).await;
+        // On a thread that stood still, the relay's turn comes after this.
+        sleep(Duration::from_millis(1)).await;
         assert_eq!(Segments::of(&fixture).unacknowledged, 0);
     }
 }
@@ -178,7 +180,7 @@ async fn what_comes_alone_is_acknowledged_at_once() {
     let fixture = fixture().await;
     let (mut websocket, _) = fixture.proven().await;
     for number in 0..10 {
-        tokio::time::sleep(KERNEL_WAITS).await;
+        sleep(KERNEL_WAITS).await;
         send(&mut websocket, &[&data(number)]).await;
         fixture.at_gateway().await;
         assert_eq!(Segments::of(&fixture).unacknowledged, 0, "{number}");
